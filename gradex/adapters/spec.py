@@ -1,0 +1,91 @@
+"""Which adapter: a small value, attached to a base model and exported as a plain peft folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import nn
+
+from gradex.data.tokens import Family
+from gradex.errors import GradexError
+from gradex.models.load import Base, hash_files
+
+TASK_TYPES: dict[Family, str] = {
+    "causal": "CAUSAL_LM",
+    "seq2seq": "SEQ_2_SEQ_LM",
+    "classifier": "SEQ_CLS",
+}
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """LoRA (Hu et al., 2021): W + (alpha / rank) B A on every layer named in `targets`."""
+
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+
+
+def attach(base: Base, spec: AdapterSpec, *, seed: int) -> nn.Module:
+    """The base model with a new adapter, drawn from `seed`; the base's own weights are frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=ALL_LINEAR if spec.targets == (ALL_LINEAR,) else list(spec.targets),
+        task_type=TASK_TYPES[base.family],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(base.model, config)
+        except ValueError:
+            layers = ", ".join(layer_names(base.model))
+            raise GradexError(
+                f"--lora_target_modules: {' '.join(spec.targets)} is in no layer of this model; "
+                f"its layers are {layers}, or say {ALL_LINEAR}"
+            ) from None
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """The last parts of the names of all Linear and Conv1D layers."""
+    kinds = ("Linear", "Conv1D")
+    names = [n for n, m in model.named_modules() if type(m).__name__ in kinds]
+    return sorted({name.split(".")[-1] for name in names})
+
+
+def load(base: Base, folder: Path) -> nn.Module:
+    """The base model with a trained adapter from a folder, in eval mode."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise GradexError(f"{folder}: not an adapter folder (it has no adapter_model.safetensors)")
+    try:
+        return PeftModel.from_pretrained(base.model, folder, is_trainable=True).eval()
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise GradexError(f"{folder}: the adapter does not fit this base model ({first})") from None
+
+
+def export(model: nn.Module, folder: Path, *, base_path: str, card: str) -> None:
+    """A plain peft folder with a model card, loadable with `PeftModel.from_pretrained`."""
+    model.peft_config["default"].base_model_name_or_path = base_path
+    model.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def fingerprint(folder: Path) -> str:
+    """Weights and settings of an adapter by content, wherever its base model lies."""
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings.pop("base_model_name_or_path", None)
+    # peft writes sets of module names in no fixed order.
+    sets = {key: sorted(map(str, v)) for key, v in settings.items() if isinstance(v, list)}
+    text = json.dumps(settings | sets, sort_keys=True)
+    weights = hash_files([folder / "adapter_model.safetensors"])
+    return f"{weights}-{xxhash.xxh3_64_hexdigest(text.encode())}"

@@ -1,0 +1,158 @@
+"""Flags that several stages share, and where their values come from when they are not given.
+
+A flag left out is None here. `meta_train` fills it with a default below (the demo model has its
+own); every later stage repeats what the stage before it used, so that data, model and recipe are
+said once.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gradex.config import option, require_fraction, require_positive
+from gradex.errors import GradexError
+
+DEFAULTS: dict[str, Any] = {
+    "lora_r": 16,
+    "lora_alpha": 32.0,
+    "lora_dropout": 0.0,
+    "lora_target_modules": ["all-linear"],
+    "learning_rate": 3e-4,
+    "weight_decay": 0.0,
+    "warmup_steps": 0,
+    "num_train_epochs": 3.0,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "max_length": 512,
+}
+# The demo model is a thousand times smaller than real ones: it wants few and large steps.
+DEMO_DEFAULTS: dict[str, Any] = DEFAULTS | {
+    "lora_r": 8,
+    "lora_alpha": 16.0,
+    "learning_rate": 5e-3,
+    "max_steps": 150,
+    "per_device_train_batch_size": 32,
+    "max_length": 64,
+}
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """What is trained on, and what it is for."""
+
+    tasks: list[str] = option(
+        ["tasks/demo"], "a folder or a list of task YAMLs or data files; a hub data set is "
+        "hub:owner/name"
+    )  # fmt: skip
+    target: list[str] | None = option(
+        None, "names of sources, or files of target rows; default: every source with select and "
+        "test rows"
+    )  # fmt: skip
+    held_out: float = option(
+        0.2, "share of a source's rows held out for its target, half for select, half for test"
+    )
+    split_seed: int = option(0, "which rows are held out; the split is by the rows' content")
+    max_length: int | None = option(
+        None, "tokens a row is cut to; default: 512, 64 for the demo model"
+    )
+
+    def __post_init__(self):
+        require_positive(self, "max_length")
+        require_fraction(self, "held_out")
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """The base model."""
+
+    model_name_or_path: str = option(
+        "demo", "a model folder, a hub id, or demo for the embedded toy model"
+    )
+    bf16: bool = option(False, "load the base in bfloat16 and train in bf16-mixed precision")
+    qlora: bool = option(False, "load the base in 4 bits (needs a CUDA GPU and bitsandbytes)")
+
+
+@dataclass(frozen=True)
+class TrustArguments:
+    """Said anew in every stage: a file that is handed on must not bring trust with it."""
+
+    trust_remote_code: bool = option(False, "run code that the model brings; read it first")
+    allow_pickle: bool = option(False, "read pickle files, which can run code")
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """One fine-tune. In later stages, what is not given is as in the meta-training."""
+
+    lora_r: int | None = option(None, "rank of the adapter; default: 16, demo 8")
+    lora_alpha: float | None = option(None, "scale alpha of the adapter; default: 32, demo 16")
+    lora_dropout: float | None = option(None, "dropout on the adapter's input; default: 0")
+    lora_target_modules: list[str] | None = option(
+        None, "last parts of the names of the layers to adapt; default: all-linear"
+    )
+    learning_rate: float | None = option(
+        None, "peak step size, falling linearly to 0; default: 3e-4, demo 5e-3"
+    )
+    weight_decay: float | None = option(None, "AdamW's weight decay; default: 0")
+    warmup_steps: int | None = option(None, "optimizer steps of linear warm-up; default: 0")
+    max_steps: int | None = option(
+        None, "optimizer steps; default: from num_train_epochs, demo 150"
+    )
+    num_train_epochs: float | None = option(
+        None, "passes over the rows, where max_steps is not given; default: 3"
+    )
+    per_device_train_batch_size: int | None = option(
+        None, "rows a forward pass and device; default: 8, demo 32"
+    )
+    gradient_accumulation_steps: int | None = option(
+        None, "forward passes an optimizer step; default: 1"
+    )
+    precision: str | None = option(
+        None, "a Lightning precision (32-true, bf16-mixed, ...); default: 32-true, or as --bf16"
+    )
+    devices: str = option("auto", "how many devices to train on, as Lightning takes it")
+    num_nodes: int = option(1, "machines to train on")
+    strategy: str = option("auto", "a Lightning strategy: ddp, fsdp, deepspeed, ...")
+    seed: int = option(0, "seed of the adapter, the order of the rows and the dropout")
+
+    def __post_init__(self):
+        require_positive(
+            self, "lora_r", "lora_alpha", "learning_rate", "max_steps", "num_train_epochs",
+            "per_device_train_batch_size", "gradient_accumulation_steps", "num_nodes",
+        )  # fmt: skip
+        for name in ("lora_dropout", "weight_decay", "warmup_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise GradexError(f"--{name}: found {value}, expected 0 or more")
+        if self.lora_dropout is not None and self.lora_dropout >= 1:
+            raise GradexError(f"--lora_dropout: found {self.lora_dropout}, expected less than 1")
+
+
+@dataclass(frozen=True)
+class EstimatorArguments:
+    """Which store, and how to estimate from it."""
+
+    store: str | None = option(None, "a gradient store; default: the newest run of project's")
+    estimator: str = option("linear", "the estimator: linear")
+    lam: float = option(0.01, "ridge strength of the linear estimate, in units of tau")
+
+    def __post_init__(self):
+        require_positive(self, "lam")
+
+
+@dataclass(frozen=True)
+class SubsetArguments:
+    """Which subsets: those of a file, or random ones."""
+
+    subsets: str | None = option(None, "a file of subsets, one a line; default: random ones")
+    num_subsets: int = option(1000, "random subsets, where no file is given")
+    subset_size: float = option(0.5, "their size as a share of the sources")
+    seed: int = option(0, "seed of the random subsets")
+
+    def __post_init__(self):
+        require_positive(self, "num_subsets")
+        require_fraction(self, "subset_size")
+
+
+def keep(settings: dict[str, Any], arguments: type) -> dict[str, Any]:
+    """The part of a run's settings that one group of flags covers."""
+    return {f.name: settings[f.name] for f in fields(arguments)}

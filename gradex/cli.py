@@ -1,0 +1,72 @@
+"""`gradex <stage> [flags]`: one console script over the stages, and `gradex run/config.yaml`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradex import __version__
+
+# In the order of the path. Stages are imported only when they run, so that help stays quick.
+STAGES = {
+    "init": "make a workspace (tasks/, data/, ...) with the embedded demo in it",
+    "meta_train": "train one adapter on all sources",
+    "project": "one sketched gradient per row, kept in a gradient store",
+    "estimate": "predict the target loss of fine-tuning on any subset of the sources",
+    "select_sources": "search the subsets for the sources worth training on",
+    "finetune": "fine-tune the base model on a selection",
+    "verify": "true fine-tunes of held-out subsets beside their estimates",
+    "report": "one HTML page: the choice, prediction beside truth, how to repeat it",
+    "pipeline": "all of the above, one after the other",
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<15} {what}" for name, what in STAGES.items()]
+    return "\n".join(
+        [
+            f"gradex {__version__}: choose the data sources to fine-tune on",
+            "",
+            "usage: gradex STAGE [flags]         gradex STAGE --help lists a stage's flags",
+            "       gradex RUN/config.yaml       runs a finished run again",
+            "",
+            "stages, in the order of the path; each works without flags on the embedded demo:",
+            *lines,
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    if words[0].endswith((".yaml", ".yml")):
+        return _replay(words[0], words[1:])
+    return run_stage(words[0], words[1:])
+
+
+def run_stage(stage: str, argv: Sequence[str]) -> int:
+    if stage not in STAGES:
+        print(f"gradex: error: unknown stage '{stage}'; known are: {', '.join(STAGES)}",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    module = importlib.import_module(f"gradex.{stage}")
+    from gradex.config import main as run
+
+    return run(getattr(module, stage), module.Config, argv)
+
+
+def _replay(config: str, argv: Sequence[str]) -> int:
+    from gradex.config import read_yaml
+    from gradex.errors import GradexError
+
+    try:
+        stage = str(read_yaml(Path(config)).get("stage"))
+    except GradexError as error:
+        print(f"gradex: error: {error}", file=sys.stderr)
+        return 2
+    return run_stage(stage, ["--config", config, *argv])

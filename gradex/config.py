@@ -1,0 +1,176 @@
+"""Command lines: a frozen dataclass a stage, `--config file.yaml` first, flags win.
+
+Every field of a stage's `Config` is a flag of the same name. A YAML file sets the same names, and
+the `config.yaml` that a run leaves behind is such a file, so that `--config` repeats the run.
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from gradex.errors import GradexError, unknown
+
+# What a run adds to the flags in its config.yaml: read by people and by `runs.newest`, not flags.
+RECORD_KEYS = ("stage", "created", "seconds", "versions")
+
+ConfigT = TypeVar("ConfigT")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a Config: its default and its help line."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def require_positive(config: object, *names: str) -> None:
+    """Refuse zero and negative values of the named fields (None means: not set)."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise GradexError(f"--{name}: found {value}, expected a number above 0")
+
+
+def require_fraction(config: object, *names: str) -> None:
+    """Refuse values of the named fields outside (0, 1]."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value <= 1:
+            raise GradexError(f"--{name}: found {value}, expected a fraction above 0, at most 1")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, or one sentence that names the file and the line."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GradexError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise GradexError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise GradexError(f"{path}{line}: not valid YAML ({_first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise GradexError(f"{path}: found {type(content).__name__}, expected `key: value` lines")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return getattr(error, "problem", None) or str(error).splitlines()[0]
+
+
+def parse(config_class: type[ConfigT], argv: Sequence[str], *, stage: str) -> ConfigT:
+    """The stage's Config from `argv`, over the values of `--config FILE` where one is named."""
+    parser = _parser(config_class, stage)
+    argv = _first_word_as_flag(config_class, argv)
+    known, _ = parser.parse_known_args(argv)
+    from_file: list[str] = []
+    if known.config:
+        from_file = _yaml_as_flags(Path(known.config), config_class, stage)
+        _parse_all(parser, from_file, where=f"{known.config}: ")
+    values = vars(_parse_all(parser, [*from_file, *argv]))
+    values.pop("config")
+    return config_class(**values)
+
+
+def _first_word_as_flag(config_class: type, argv: Sequence[str]) -> list[str]:
+    """`gradex init DIR` is `gradex init --dir DIR`, for a Config that names its FIRST_WORD."""
+    flag = getattr(config_class, "FIRST_WORD", None)
+    if flag and argv and not argv[0].startswith("-"):
+        return [f"--{flag}", *argv]
+    return list(argv)
+
+
+def _parser(config_class: type, stage: str):
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str):
+            raise GradexError(f"{message} (`gradex {stage} --help` lists the flags)")
+
+    description = sys.modules[config_class.__module__].__doc__
+    parser = Parser(
+        config_class, prog=f"gradex {stage}", description=description, allow_abbrev=False
+    )
+    parser.add_argument("--config", help="YAML file with values for these flags; flags win")
+    return parser
+
+
+def _parse_all(parser, argv: Sequence[str], where: str = ""):
+    try:
+        namespace, rest = parser.parse_known_args(argv)
+    except GradexError as error:
+        raise GradexError(f"{where}{error}") from None
+    if rest:
+        raise unknown("argument", rest[0], [f"--{name}" for name in vars(namespace)])
+    return namespace
+
+
+def _yaml_as_flags(path: Path, config_class: type, stage: str) -> list[str]:
+    """YAML values as command line words, so that both are checked by the same parser."""
+    content = read_yaml(path)
+    if content.get("stage", stage) != stage:
+        raise GradexError(
+            f"{path}: this is the config of `{content['stage']}`; run `gradex {content['stage']} "
+            f"--config {path}`"
+        )
+    names = [f.name for f in fields(config_class)]
+    words: list[str] = []
+    for key, value in content.items():
+        if key in RECORD_KEYS or value is None:
+            continue
+        if key not in names:
+            raise unknown("key", key, names, where=str(path))
+        if isinstance(value, list):
+            words += [f"--{key}", *map(str, value)]
+        else:
+            words.append(f"--{key}={value}")
+    return words
+
+
+def with_defaults(config: ConfigT, defaults: dict[str, Any]) -> ConfigT:
+    """A copy of `config` in which the fields left at None take their value from `defaults`."""
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    filled = {
+        name: defaults.get(name) if value is None else value for name, value in values.items()
+    }
+    return type(config)(**filled)
+
+
+def main(stage: Callable[[Any], Path], config_class: type, argv: Sequence[str] | None = None):
+    """Run a stage from the command line: exit code 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    _be_quiet()
+    try:
+        config = parse(config_class, sys.argv[1:] if argv is None else argv, stage=stage.__name__)
+        print(stage(config))
+    except GradexError as error:
+        print(f"gradex: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"gradex: error: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ngradex: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _be_quiet() -> None:
+    """Our own log lines on stderr, without the libraries' chatter."""
+    from transformers.utils import logging as transformers_logging
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "httpx", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"lightning|torch|peft|transformers")

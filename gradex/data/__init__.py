@@ -1,0 +1,1 @@
+"""What we learn from: rows, sources, tokens, subsets, metrics."""

@@ -1,0 +1,173 @@
+"""Files, folders and hub data sets as a stream of (place, record).
+
+The place (file and line, or row number) goes into every message about the record.
+"""
+
+import csv
+import json
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradex.data.formats import Record
+from gradex.errors import GradexError, unknown
+
+HUB_PREFIX = "hub:"
+PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
+
+
+def read_records(
+    path: str, *, config: str | None = None, split: str | None = None, allow_pickle: bool = False
+) -> Iterator[tuple[str, Record]]:
+    """(place, record) for every record at `path`; the place goes into messages about it."""
+    if path.startswith(HUB_PREFIX):
+        return _from_hub(path.removeprefix(HUB_PREFIX), config, split)
+    file = Path(path)
+    if not file.exists():
+        raise GradexError(
+            f"{file}: no such file (a data set on the hub is written {HUB_PREFIX}owner/name)"
+        )
+    if file.is_dir():
+        return _from_saved_dataset(file, split)
+    if file.suffix in PICKLE_SUFFIXES:
+        return _from_pickle(file, allow_pickle)
+    if file.suffix not in READERS:
+        raise unknown("kind of file", file.suffix or file.name, READERS, where=str(file))
+    return READERS[file.suffix](file)
+
+
+def _from_jsonl(file: Path) -> Iterator[tuple[str, Record]]:
+    with open(file, encoding="utf-8-sig", errors="strict") as lines:
+        number = 0
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file}:{number}", _object(line, f"{file}:{number}")
+        except UnicodeDecodeError as error:
+            raise GradexError(
+                f"{file}:{number + 1}: not UTF-8 text (byte {error.object[error.start]:#x})"
+            ) from None
+
+
+def _object(text: str, where: str) -> Record:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise GradexError(
+            f"{where}: not valid JSON ({error.msg}, column {error.colno}); expected one object "
+            "per line"
+        ) from None
+    except RecursionError:
+        raise GradexError(f"{where}: JSON nested too deeply") from None
+    return _mapping(value, where)
+
+
+def _mapping(value: Any, where: str) -> Record:
+    if not isinstance(value, Mapping):
+        raise GradexError(f"{where}: found {type(value).__name__}, expected an object with columns")
+    return value
+
+
+def _from_json(file: Path) -> Iterator[tuple[str, Record]]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise GradexError(f"{file}: not UTF-8 text (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            yield from _from_jsonl(file)
+            return
+        raise GradexError(f"{file}:{error.lineno}: not valid JSON ({error.msg})") from None
+    if isinstance(content, Mapping) and isinstance(content.get("data"), list):
+        content = content["data"]
+    if not isinstance(content, list):
+        raise GradexError(f"{file}: found {type(content).__name__}, expected a list of objects")
+    for index, value in enumerate(content):
+        yield f"{file}[{index}]", _mapping(value, f"{file}[{index}]")
+
+
+def _from_csv(file: Path) -> Iterator[tuple[str, Record]]:
+    csv.field_size_limit(2**31 - 1)
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        try:
+            for record in reader:
+                record.pop(None, None)
+                yield f"{file}:{reader.line_num}", record
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise GradexError(f"{file}:{reader.line_num + 1}: not valid CSV ({error})") from None
+
+
+def _from_parquet(file: Path) -> Iterator[tuple[str, Record]]:
+    from pyarrow import ArrowException, parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                for record in batch.to_pylist():
+                    yield f"{file} row {number}", record
+                    number += 1
+    except (ArrowException, OSError) as error:
+        raise GradexError(f"{file}: not a readable parquet file ({_first(error)})") from None
+
+
+def _from_saved_dataset(folder: Path, split: str | None) -> Iterator[tuple[str, Record]]:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        data = load_from_disk(str(folder))
+    except (FileNotFoundError, ValueError) as error:
+        raise GradexError(f"{folder}: not a saved data set ({_first(error)})") from None
+    if isinstance(data, DatasetDict):
+        data = _split_of(data, split, str(folder))
+    for number, record in enumerate(data):
+        yield f"{folder} row {number}", record
+
+
+def _from_hub(name: str, config: str | None, split: str | None) -> Iterator[tuple[str, Record]]:
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(name, config, streaming=True)
+    except Exception as error:  # the hub client raises many unrelated types
+        raise GradexError(f"{HUB_PREFIX}{name}: cannot be loaded ({_first(error)})") from None
+    for number, record in enumerate(_split_of(data, split, f"{HUB_PREFIX}{name}")):
+        yield f"{HUB_PREFIX}{name} row {number}", record
+
+
+def _split_of(data: Mapping[str, Any], split: str | None, where: str) -> Any:
+    wanted = split or ("train" if "train" in data else next(iter(data)))
+    if wanted not in data:
+        raise unknown("split", wanted, data, where)
+    return data[wanted]
+
+
+def _from_pickle(file: Path, allow_pickle: bool) -> Iterator[tuple[str, Record]]:
+    if not allow_pickle:
+        raise GradexError(
+            f"{file}: a pickle file can run code when it is read; convert it to jsonl, or pass "
+            "--allow_pickle if you made it yourself"
+        )
+    with open(file, "rb") as stream:
+        content = pickle.load(stream)
+    if hasattr(content, "to_dict") and hasattr(content, "columns"):
+        content = content.to_dict("records")
+    if not isinstance(content, list):
+        raise GradexError(f"{file}: found {type(content).__name__}, expected a list of records")
+    for index, value in enumerate(content):
+        yield f"{file}[{index}]", _mapping(value, f"{file}[{index}]")
+
+
+def _first(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+READERS: dict[str, Callable[[Path], Iterator[tuple[str, Record]]]] = {
+    ".jsonl": _from_jsonl,
+    ".ndjson": _from_jsonl,
+    ".json": _from_json,
+    ".csv": _from_csv,
+    ".parquet": _from_parquet,
+}

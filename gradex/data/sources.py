@@ -1,0 +1,315 @@
+"""Sources: named sets of rows, split once into train, select and test by the rows' content.
+
+A row's side depends on its content (or its `group_by` value) and the seed alone, so adding rows or
+sources never moves another row, and one prompt is never on two sides. Selection reads a target's
+select rows, verification its test rows.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import xxhash
+
+from gradex.data.files import read_records
+from gradex.data.formats import (
+    BadRow,
+    Record,
+    Row,
+    content_id,
+    require_columns,
+    sniff,
+    to_row,
+)
+from gradex.data.subsets import check_name
+from gradex.data.tasks import Task, find_tasks, is_place
+from gradex.errors import GradexError, unknown
+
+SPLITS = ("train", "select", "test")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named set of rows by split, with what was left out and why."""
+
+    name: str
+    path: str
+    format: str
+    metric: str
+    rows: dict[str, tuple[Row, ...]]
+    bad: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_target(self) -> bool:
+        return bool(self.rows["select"]) and bool(self.rows["test"])
+
+    @property
+    def data_hash(self) -> str:
+        ids = [f"{split}:{row.id}" for split in SPLITS for row in self.rows[split]]
+        return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """What a run keeps about a source: enough to see which row was on which side."""
+        return {
+            "path": self.path,
+            "format": self.format,
+            "metric": self.metric,
+            "data_hash": self.data_hash,
+            "bad": self.bad,
+            "splits": {split: [row.id for row in self.rows[split]] for split in SPLITS},
+        }
+
+
+@dataclass(frozen=True)
+class Sources(Mapping[str, Source]):
+    """The sources in order. `notes` are the things a person should know about the data."""
+
+    by_name: dict[str, Source]
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Source:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    @property
+    def trainable(self) -> list[str]:
+        return [name for name, source in self.items() if source.rows["train"]]
+
+    @property
+    def targets(self) -> list[str]:
+        return [name for name, source in self.items() if source.is_target]
+
+    def record(self) -> dict[str, Any]:
+        return {name: source.record() for name, source in self.items()}
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How rows are held out: the share of a source's rows, half for select and half for test."""
+
+    held_out: float = 0.2
+    seed: int = 0
+
+    def side(self, row: Row, role: str) -> str:
+        if role == "source":
+            return "train"
+        share = 1.0 if role == "target" else self.held_out
+        key = f"{self.seed}\n{row.group or _prompt_id(row)}"
+        draw = xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass")) / 2**64
+        return "test" if draw < share / 2 else "select" if draw < share else "train"
+
+
+def _prompt_id(row: Row) -> str:
+    return content_id(row.prompt) if row.prompt else row.id
+
+
+def load_sources(
+    tasks: Sequence[str],
+    target: Sequence[str] | None = None,
+    *,
+    rule: SplitRule | None = None,
+    allow_pickle: bool = False,
+) -> Sources:
+    """Read, check and split every source; `target` names sources or places of target rows."""
+    rule = rule or SplitRule()
+    declared = _with_targets(find_tasks(tasks), target)
+    by_name: dict[str, Source] = {}
+    notes: list[str] = []
+    for task in declared:
+        for source in _read_task(task, rule, allow_pickle):
+            _add(source, task, by_name, notes)
+    sources = Sources(by_name, (*notes, *_overlaps(by_name)))
+    _report(sources)
+    _check_usable(sources, target)
+    return sources
+
+
+def _with_targets(tasks: list[Task], target: Sequence[str] | None) -> list[Task]:
+    """Named targets take the place of the default, in which every source is its own target."""
+    if not target:
+        return tasks
+    places = [item for item in target if is_place(item)]
+    names = [item for item in target if item not in places]
+    added = [replace(task, role="target") for task in find_tasks(places, "--target")]
+    taken = {task.name for task in tasks}
+    clash = [task for task in added if task.name in taken]
+    if clash:
+        raise GradexError(
+            f"--target {clash[0].where}: the name '{clash[0].name}' is also a source's; rename it"
+        )
+    if not any(task.source_column for task in tasks):
+        for name in names:
+            if name not in taken:
+                raise unknown("source", name, sorted(taken), "--target")
+    kept = [task if _may_hold(task, names) else _untargeted(task) for task in tasks]
+    return kept + added
+
+
+def _may_hold(task: Task, names: list[str]) -> bool:
+    return task.name in names or task.source_column is not None
+
+
+def _untargeted(task: Task) -> Task:
+    return replace(task, role="source", select=None, test=None)
+
+
+def _read_task(task: Task, rule: SplitRule, allow_pickle: bool) -> Iterator[Source]:
+    """The source of a task, or one source a value of its `source_column`."""
+    files = {"train": task.path}
+    if task.select and task.test:
+        files |= {"select": task.select, "test": task.test}
+    role = "source" if len(files) > 1 else task.role
+    rows: dict[str, dict[str, list[Row]]] = {}
+    bad: dict[str, Counter[str]] = {}
+    taken_format = task.format
+    for split, path in files.items():
+        reader = _Reader(task, path, allow_pickle)
+        for name, row in reader:
+            side = rule.side(row, role) if split == "train" else split
+            rows.setdefault(name, {s: [] for s in SPLITS})[side].append(row)
+        taken_format = reader.format
+        for name, counts in reader.bad.items():
+            bad.setdefault(name, Counter()).update(counts)
+    for name in sorted({*rows, *bad}) if task.source_column else [task.name]:
+        splits = rows.get(name, {})
+        yield Source(
+            name=name,
+            path=task.path,
+            format=taken_format,
+            metric=task.metric,
+            rows={split: tuple(splits.get(split, ())) for split in SPLITS},
+            bad=dict(bad.get(name, {})),
+        )
+
+
+class _Reader:
+    """Rows of one file with the name of their source; counts what it leaves out."""
+
+    def __init__(self, task: Task, path: str, allow_pickle: bool):
+        self.task, self.path = task, path
+        self.format = task.format
+        self.bad: dict[str, Counter[str]] = {}
+        self.records = read_records(
+            path, config=task.config, split=task.split, allow_pickle=allow_pickle
+        )
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        seen: dict[str, set[str]] = {}
+        first = True
+        for where, record in self.records:
+            if first:
+                self._look_at_first(record, where)
+                first = False
+            name = self.task.name
+            try:
+                name = self._source_name(record, where)
+                row = to_row(self._renamed(record), self.format, group_by=self.task.group_by)
+                if row.id in seen.setdefault(name, set()):
+                    raise BadRow("a row the source holds already")
+            except BadRow as reason:
+                self.bad.setdefault(name, Counter())[str(reason)] += 1
+                continue
+            seen[name].add(row.id)
+            yield name, row
+
+    def _look_at_first(self, record: Record, where: str) -> None:
+        task = self.task
+        optional = {f"columns.{ours}": theirs for ours, theirs in task.columns.items()}
+        optional |= {"source_column": task.source_column, "group_by": task.group_by}
+        for key, column in optional.items():
+            if column is not None and column not in record:
+                raise GradexError(
+                    f"{task.where}: key '{key}' names the column '{column}', but {where} has "
+                    f"{', '.join(sorted(map(str, record)))}"
+                )
+        renamed = self._renamed(record)
+        if self.format == "auto":
+            self.format = sniff(renamed, where)
+        require_columns(renamed, self.format, where)
+
+    def _renamed(self, record: Record) -> Record:
+        columns = self.task.columns
+        if not columns:
+            return record
+        return {**record, **{o: record[theirs] for o, theirs in columns.items() if theirs in record}}
+
+    def _source_name(self, record: Record, where: str) -> str:
+        column = self.task.source_column
+        if column is None:
+            return self.task.name
+        value = record.get(column)
+        if value in (None, ""):
+            raise BadRow(f"no value in source_column '{column}'")
+        return check_name(str(value), where)
+
+
+def _add(source: Source, task: Task, by_name: dict[str, Source], notes: list[str]) -> None:
+    """Keep a source; an empty one is left out with a note, or refused where it was named."""
+    if source.name in by_name:
+        raise GradexError(
+            f"{task.where}: the source name '{source.name}' is taken by "
+            f"{by_name[source.name].path}; give one of them another name"
+        )
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in source.bad.items())
+    if not any(source.rows.values()):
+        told = f"{source.name}: no usable row in {task.path}" + (f" ({reasons})" if reasons else "")
+        if task.named and task.source_column is None:
+            raise GradexError(f"{told}; give it rows or leave it out")
+        notes.append(f"{told}; the source is left out")
+        return
+    if reasons:
+        notes.append(f"{source.name}: rows left out: {reasons}")
+    by_name[source.name] = source
+
+
+def _overlaps(by_name: dict[str, Source]) -> list[str]:
+    """Target rows that some source trains on: a person should know before trusting a test loss."""
+    trained_by: dict[str, list[str]] = {}
+    for name, source in by_name.items():
+        for row in source.rows["train"]:
+            trained_by.setdefault(row.id, []).append(name)
+    shared = Counter(
+        (split, name, other)
+        for split in ("select", "test")
+        for name, target in by_name.items()
+        for row in target.rows[split]
+        for other in trained_by.get(row.id, ())
+    )
+    return [
+        f"{count} {split} rows of {name} are training rows of {other} too"
+        for (split, name, other), count in shared.items()
+    ]
+
+
+def _report(sources: Sources) -> None:
+    for note in sources.notes:
+        log.warning("data: %s", note)
+    taken = Counter(source.format for source in sources.values())
+    formats = ", ".join(f"{name} for {count}" for name, count in taken.items())
+    rows = sum(len(source.rows["train"]) for source in sources.values())
+    log.info(
+        "data: %d sources to train on (%d rows), %d targets; format %s",
+        len(sources.trainable), rows, len(sources.targets), formats,
+    )  # fmt: skip
+
+
+def _check_usable(sources: Sources, target: Sequence[str] | None) -> None:
+    if not sources.trainable:
+        raise GradexError("--tasks: none of the sources has a training row")
+    for name in target or ():
+        if not is_place(name) and name not in sources:
+            raise unknown("source", name, sources, "--target")
+    if not sources.targets:
+        raise GradexError(
+            "no target: no source holds both select and test rows; name files of target rows with "
+            "--target, or give a source `select:` and `test:` files"
+        )

@@ -1,0 +1,223 @@
+"""Rows as token ids: labels only on the completion, padding and batches by a token budget.
+
+Three families share one path. Causal models see prompt and completion in one sequence, with -100
+off the completion; encoder-decoders read the prompt and are labelled with the completion;
+classifiers read the text and are labelled with a class.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradex.data.formats import BadRow, Messages, Row
+from gradex.errors import GradexError
+
+IGNORED = -100
+Family = Literal["causal", "seq2seq", "classifier"]
+Batch = dict[str, Tensor]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as ids. `labels` has the length of `input_ids` for causal models, its own otherwise."""
+
+    row_id: str
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def length(self) -> int:
+        return max(len(self.input_ids), len(self.labels))
+
+    @property
+    def n_labels(self) -> int:
+        return int((self.labels != IGNORED).sum())
+
+
+class Encoder:
+    """Turns rows into examples with one tokenizer; says once which template it takes."""
+
+    def __init__(
+        self,
+        tokenizer,
+        *,
+        family: Family,
+        max_length: int = 512,
+        label_ids: dict[str, int] | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.family = family
+        self.max_length = max_length
+        self.label_ids = label_ids or {}
+        self.template = self._pick_template()
+
+    def _pick_template(self) -> str:
+        """How a conversation becomes text: part of what a gradient store is made of."""
+        chat = getattr(self.tokenizer, "chat_template", None)
+        if self.family != "causal" or not chat:
+            return "plain"
+        return "chat-generation" if "generation %}" in chat else "chat-prefix"
+
+    def describe(self) -> str:
+        return {
+            "plain": "no chat template: prompt and completion are concatenated",
+            "chat-generation": "the tokenizer's chat template marks what is learned",
+            "chat-prefix": "the chat template has no {% generation %} mark: the completion is what "
+            "follows the prompt's tokens",
+        }[self.template]
+
+    def encode(self, row: Row) -> Example:
+        """The example of a row; `BadRow` when no label is left."""
+        if self.family == "classifier":
+            return self._classified(row)
+        if self.family == "seq2seq":
+            return self._seq2seq(row)
+        ids, learned = self._causal(row)
+        ids, learned = ids[: self.max_length], learned[: self.max_length]
+        labels = np.where(learned, ids, IGNORED)
+        labels[:1] = IGNORED  # nothing predicts the first token
+        if (labels == IGNORED).all():
+            raise BadRow(f"no label token within {self.max_length} tokens")
+        return Example(row.id, ids, labels)
+
+    def prompt_ids(self, row: Row) -> np.ndarray:
+        """What the model reads before it generates the completion."""
+        if self.family == "seq2seq":
+            return self._seq2seq(row).input_ids
+        if row.label is None and self.template != "plain":
+            ids = self._apply(row.prompt, add_generation_prompt=True)["input_ids"]
+        else:
+            ids = self._plain_prompt(row.prompt)
+        return np.array(ids[-self.max_length :], dtype=np.int64)
+
+    def _causal(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        if row.label is None and row.prompt and self.template == "chat-generation":
+            out = self._apply(row.messages, return_assistant_tokens_mask=True)
+            return np.array(out["input_ids"]), np.array(out["assistant_masks"], dtype=bool)
+        if row.label is None and row.prompt and self.template == "chat-prefix":
+            return self._by_prefix(row.messages)
+        prompt = self._plain_prompt(row.prompt)
+        completion = self._ids(row.completion) + self._special("eos_token_id")
+        learned = [False] * len(prompt) + [True] * len(completion)
+        return np.array(prompt + completion, dtype=np.int64), np.array(learned)
+
+    def _by_prefix(self, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
+        """Label spans as the difference between the template with and without each answer."""
+        ids = np.array(self._apply(messages)["input_ids"])
+        learned = np.zeros(len(ids), dtype=bool)
+        for turn, (role, _) in enumerate(messages):
+            if role == "assistant":
+                start = len(self._apply(messages[:turn], add_generation_prompt=True)["input_ids"])
+                end = len(self._apply(messages[: turn + 1])["input_ids"])
+                learned[start:end] = True
+        return ids, learned
+
+    def _apply(self, messages: Messages, **kwargs) -> dict:
+        turns = [{"role": role, "content": content} for role, content in messages]
+        return self.tokenizer.apply_chat_template(turns, return_dict=True, **kwargs)
+
+    def _plain_prompt(self, messages: Messages) -> list[int]:
+        return self._special("bos_token_id") + self._ids(plain_text(messages))
+
+    def _seq2seq(self, row: Row) -> Example:
+        eos = self._special("eos_token_id")
+        room = self.max_length - len(eos)
+        source = self._ids(plain_text(row.prompt))[:room] + eos
+        labels = (self._ids(row.completion) + eos)[: self.max_length]
+        return Example(row.id, np.array(source, np.int64), np.array(labels, np.int64))
+
+    def _classified(self, row: Row) -> Example:
+        if row.completion not in self.label_ids:
+            raise BadRow(f"label '{row.completion}' is not one of the model's")
+        text = plain_text(row.prompt)
+        ids = self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
+        label = self.label_ids[row.completion]
+        return Example(row.id, np.array(ids, np.int64), np.array([label], np.int64))
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def _special(self, name: str) -> list[int]:
+        token = getattr(self.tokenizer, name, None)
+        return [] if token is None else [token]
+
+
+def plain_text(messages: Messages) -> str:
+    """Messages without a template: one prompt as it is, longer conversations with their roles."""
+    if len(messages) == 1:
+        return messages[0][1]
+    return "".join(f"{role}: {content}\n" for role, content in messages)
+
+
+def encode_all(encoder: Encoder, rows: Iterable[Row]) -> tuple[list[Example], dict[str, str]]:
+    """The examples of the rows in order, and row id -> reason for those that have none."""
+    examples, bad = [], {}
+    for row in rows:
+        try:
+            examples.append(encoder.encode(row))
+        except BadRow as reason:
+            bad[row.id] = str(reason)
+    return examples, bad
+
+
+def log_bad(name: str, bad: dict[str, str]) -> None:
+    for reason, count in Counter(bad.values()).items():
+        log.warning("data: %s: rows left out: %d x %s", name, count, reason)
+
+
+def collate(
+    examples: Sequence[Example],
+    *,
+    family: Family,
+    pad_id: int,
+    padding_side: Literal["right", "left"] = "right",
+) -> Batch:
+    """Examples of one batch as padded tensors."""
+    ids = _pad([e.input_ids for e in examples], pad_id, padding_side)
+    mask = _pad([np.ones_like(e.input_ids) for e in examples], 0, padding_side)
+    if family == "classifier":
+        labels = torch.tensor([int(e.labels[0]) for e in examples])
+    else:
+        labels = _pad([e.labels for e in examples], IGNORED, padding_side)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _pad(arrays: Sequence[np.ndarray], value: int, side: str) -> Tensor:
+    width = max(map(len, arrays))
+    out = np.full((len(arrays), width), value, dtype=np.int64)
+    for row, array in zip(out, arrays, strict=True):
+        row[: len(array)] = array
+        if side == "left":
+            row[:] = np.roll(row, width - len(array))
+    return torch.from_numpy(out)
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Positions in batches of at most `budget` padded tokens, longest first.
+
+    Similar lengths share a batch, so that little is padding; a single longer row is a batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batch: list[int] = []
+    for position in order:
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(position)
+    if batch:
+        yield batch
+
+
+def label_names(rows: Iterable[Row]) -> list[str]:
+    """The classes of labelled rows, numbers in their order, other names alphabetically."""
+    names = {row.completion for row in rows}
+    if not names:
+        raise GradexError("a classifier needs labelled rows: columns `text` and `label`")
+    return sorted(names, key=lambda name: (not name.isdigit(), name.zfill(12)))

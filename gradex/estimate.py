@@ -1,0 +1,63 @@
+"""Predict the target loss of fine-tuning on subsets of the sources: a table, in seconds.
+
+python -m gradex.estimate --num_subsets 1000 --subset_size 0.5
+python -m gradex.estimate --store gradients/NAME --subsets sampled_tasks/mine.txt
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gradex import runs
+from gradex.arguments import EstimatorArguments, SubsetArguments
+from gradex.config import main, option
+from gradex.data.subsets import Subset, find_subsets, format_subset
+from gradex.estimators import make_estimator
+from gradex.estimators.protocol import Estimates
+from gradex.gradients.store import open_store
+
+
+@dataclass(frozen=True)
+class Config(SubsetArguments, EstimatorArguments):
+    target: list[str] | None = option(None, "targets to estimate; default: all of the store")
+    output_dir: str | None = option(None, "the run's folder; default: runs/estimate/UTC-TIME")
+
+    def __post_init__(self):
+        EstimatorArguments.__post_init__(self)
+        SubsetArguments.__post_init__(self)
+
+
+def estimate(config: Config) -> Path:
+    """Returns estimates.csv: subset,target,value,low,high,calibrated."""
+    store = open_store(config.store)
+    run = runs.start(
+        "estimate", replace(config, store=str(store.path)), output_dir=config.output_dir
+    )
+    subsets = find_subsets(
+        config.subsets, store.sources, count=config.num_subsets, size=config.subset_size,
+        seed=config.seed, store=store.path.name,
+    )  # fmt: skip
+    fitted = make_estimator(config.estimator, lam=config.lam).fit(store, targets=config.target)
+    write_estimates(run.part / "estimates.csv", fitted.predict(subsets), subsets, store.sources)
+    return run.finish() / "estimates.csv"
+
+
+def write_estimates(
+    path: Path, estimates: Estimates, subsets: Sequence[Subset], sources: Sequence[str]
+) -> None:
+    """One line a subset and target; an interval that is not there is left empty."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["subset", "target", "value", "low", "high", "calibrated"])
+        for row, subset in enumerate(subsets):
+            words = format_subset(subset, sources)
+            for column, target in enumerate(estimates.targets):
+                numbers = [m[row, column] for m in (estimates.value, estimates.low, estimates.high)]
+                cells = ["" if math.isnan(x) else f"{x:.6g}" for x in numbers]
+                table.writerow([words, target, *cells, str(estimates.calibrated).lower()])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(estimate, Config))

@@ -1,0 +1,111 @@
+"""The linear estimate: ridge regression of "every loss falls by one" on the subset's gradients.
+
+With g_i the (normalised) sketched loss gradients of the n samples of a subset S, the regression's
+solution is the displacement
+    z = -(A_S / n + lam tau I)^-1 b_S / n,     A_S = sum g g^T,  b_S = sum g,
+and target t is predicted to move from its loss L_t at the meta adapter to L_t + mean(G_t) z.
+tau = tr(A_all) / n_all is one scale for the whole store. A_S and b_S are sums over sources, so that
+any number of subsets is one matrix product and one batched solve.
+
+Rows with large gradients would dominate the sums: source rows are taken at unit norm, target rows
+as g / (norm(g) + median norm), times the median norm so that they stay in units of loss.
+
+Method: Li et al., "Scalable Fine-tuning from Multiple Data Sources: A First-Order Approximation
+Approach", Findings of EMNLP 2024 (arXiv 2409.19458), here in its least-squares form.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from gradex.data.subsets import Subset, membership
+from gradex.errors import GradexError, unknown
+from gradex.estimators.protocol import Estimates
+from gradex.gradients.store import Block, GradientStore
+
+BLOCK_NUMBERS = 2**24  # at most this many matrix entries are solved at once
+
+
+class Linear:
+    """See the module. Fitted values end in an underscore."""
+
+    def __init__(self, *, lam: float = 0.01):
+        self.lam = lam
+
+    def fit(
+        self,
+        store: GradientStore,
+        *,
+        sources: Sequence[str] | None = None,
+        targets: Sequence[str] | None = None,
+        split: str = "select",
+    ) -> "Linear":
+        """Per-source sums and per-target mean gradients, one pass over the store."""
+        self.sources_ = list(sources or store.sources)
+        self.targets_ = list(targets or store.targets)
+        grams, sums, counts = zip(*(_sums(store, name) for name in self.sources_), strict=True)
+        self.grams_: Float[np.ndarray, "source dim dim"] = np.stack(grams)
+        self.sums_: Float[np.ndarray, "source dim"] = np.stack(sums)
+        self.counts_: Float[np.ndarray, " source"] = np.array(counts, dtype=np.float64)
+        if not self.counts_.all():
+            name = self.sources_[int((self.counts_ == 0).argmax())]
+            raise GradexError(f"{store.path}: source '{name}' has no good row")
+        self.tau_ = np.trace(self.grams_.sum(0)) / self.counts_.sum()
+        found = [_target(store.target(name, split)) for name in self.targets_]
+        self.loss_: Float[np.ndarray, " target"] = np.array([loss for loss, _ in found])
+        self.slope_: Float[np.ndarray, "target dim"] = np.stack([slope for _, slope in found])
+        return self
+
+    def predict(self, subsets: Sequence[Subset]) -> Estimates:
+        for name in frozenset().union(*subsets) - set(self.sources_):
+            raise unknown("source", name, self.sources_)
+        if not all(subsets):
+            raise GradexError("found an empty subset; an estimate needs at least one source")
+        member = membership(subsets, self.sources_)
+        step = max(1, BLOCK_NUMBERS // self.sums_.shape[1] ** 2)
+        blocks = [self._predict(member[i : i + step]) for i in range(0, len(member), step)]
+        value = np.concatenate(blocks)
+        nothing = np.full_like(value, np.nan)
+        return Estimates(self.targets_, value, nothing, nothing, calibrated=False)
+
+    def _predict(
+        self, member: Float[np.ndarray, "subset source"]
+    ) -> Float[np.ndarray, "subset target"]:
+        return self.loss_ + self.displacements(member) @ self.slope_.T
+
+    def displacements(
+        self, member: Float[np.ndarray, "subset source"]
+    ) -> Float[np.ndarray, "subset dim"]:
+        """z for each row of a membership matrix."""
+        dim = self.sums_.shape[1]
+        n = member @ self.counts_
+        gram = (member @ self.grams_.reshape(len(self.grams_), -1)).reshape(-1, dim, dim)
+        gram /= n[:, None, None]
+        gram[:, np.arange(dim), np.arange(dim)] += self.lam * self.tau_
+        mean = (member @ self.sums_) / n[:, None]
+        factor = torch.linalg.cholesky(torch.from_numpy(gram))
+        return -torch.cholesky_solve(torch.from_numpy(mean)[..., None], factor)[..., 0].numpy()
+
+
+def _sums(store: GradientStore, name: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """sum g g^T, sum g and the number of rows of a source, rows at unit norm."""
+    gram = np.zeros((store.dim, store.dim))
+    total, count = np.zeros(store.dim), 0
+    for block in store.blocks("train", name):
+        norm = np.maximum(block.table["grad_norm"].astype(np.float64), np.finfo(np.float32).tiny)
+        unit = block.gradients / norm[:, None]
+        gram += unit.T @ unit
+        total += unit.sum(0)
+        count += len(unit)
+    return gram, total, count
+
+
+def _target(block: Block) -> tuple[float, Float[np.ndarray, " dim"]]:
+    """A target's mean loss and its soft mean gradient."""
+    norm = block.table["grad_norm"].astype(np.float64)
+    middle = float(np.median(norm)) if len(norm) else 0.0
+    weight = middle / (norm + middle) if middle > 0 else np.zeros_like(norm)
+    slope = (block.gradients * weight[:, None]).mean(0)
+    return float(block.table["loss"].mean()), slope.astype(np.float64)

@@ -1,0 +1,88 @@
+"""Fine-tune the base model on a selection: a peft adapter, measured on the target's test rows.
+
+python -m gradex.finetune
+python -m gradex.finetune --selection runs/select_sources/.../selection.json --max_steps 500
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gradex import runs
+from gradex.adapters.spec import export
+from gradex.arguments import TrainArguments, TrustArguments
+from gradex.config import main, option, with_defaults
+from gradex.reporting.cards import adapter_card
+from gradex.reporting.outcomes import outcome
+from gradex.selection.choice import Selection
+from gradex.training.fit import fit
+from gradex.training.prepare import (
+    load_base_and_encoder,
+    load_data,
+    on_best_device,
+    require_same_data,
+    test_scores,
+    training_examples,
+)
+from gradex.training.recipe import make_recipe
+
+
+@dataclass(frozen=True)
+class Config(TrainArguments, TrustArguments):
+    selection: str | None = option(None, "a selection.json; default: the newest run's")
+    output_dir: str | None = option(None, "the run's folder; default: runs/finetune/UTC-TIME")
+
+
+def finetune(config: Config) -> Path:
+    """Returns the run folder: adapter/, results.json, curve.json, config.yaml."""
+    path = Path(config.selection) if config.selection else runs.newest("select_sources")
+    selection = Selection.read(path)
+    config = with_defaults(replace(config, selection=str(path)), selection.recipe)
+    settings = selection.base | selection.tasks | asdict(config)
+    run = runs.start("finetune", config, output_dir=config.output_dir)
+    sources = load_data(settings)
+    require_same_data(sources, selection.data, where=selection.store)
+    recipe = make_recipe(settings)
+    base, encoder = load_base_and_encoder(recipe.base, sources, max_length=settings["max_length"])
+    base = on_best_device(base)
+    before = test_scores(base.model, sources, encoder, [selection.target])
+    examples, _ = training_examples(encoder, sources, selection.selected)
+    model, losses = fit(
+        recipe, base, examples=examples, encoder=encoder, folder=run.part, name="fine-tuning"
+    )
+    model = on_best_device(replace(base, model=model)).model
+    after = test_scores(model, sources, encoder, [selection.target])
+    results = {
+        "target": selection.target,
+        "method": selection.method,
+        "selected": selection.selected,
+        "store": selection.store,
+        "seed": config.seed,
+        "steps": recipe.max_steps,
+        "base": before[selection.target],
+        "tuned": after[selection.target],
+    }
+    runs.write_json(run.part / "results.json", results)
+    runs.write_json(run.part / "curve.json", {"loss": losses})
+    export(model, run.part / "adapter", base_path=recipe.base.source, card=_card(results, settings))
+    return run.finish()
+
+
+def _card(results: dict[str, Any], settings: dict[str, Any]) -> str:
+    selected = results["selected"]
+    return adapter_card(
+        base=settings["model_name_or_path"],
+        target=results["target"],
+        selected=selected,
+        method=results["method"],
+        results=[
+            outcome("base model", [results["base"]], sources=0),
+            outcome("this adapter", [results["tuned"]], sources=len(selected)),
+        ],
+        command=f"python -m gradex.finetune --selection {settings['selection']}",
+        versions=runs.versions(),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(finetune, Config))

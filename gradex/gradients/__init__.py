@@ -1,0 +1,1 @@
+"""How the model would move: per-sample gradients, their sketches, and where they are kept."""

@@ -1,0 +1,151 @@
+"""Shards: the files of a gradient store, each written once, whole, by one writer.
+
+    shard-00003.npy          (rows, dim), C order: np.load(path, mmap_mode="r") reads it
+    shard-00003.rows.npy     structured: id, split, loss, margin, n_tokens, grad_norm, scale, ok
+    shard-00003.margin.npy   and .margin.rows.npy: the margin's gradients where both are kept
+    shard-00003.json         the receipt, written last: it is there, so the shard is complete
+
+A shard's bytes depend on its rows, the model and the projector alone. The receipt therefore holds
+no time and no host: two undisturbed runs leave the same bytes.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from gradex.errors import GradexError
+
+ROW_TYPE = np.dtype(
+    [
+        ("id", "S32"),
+        ("split", "S6"),
+        ("loss", "<f4"),
+        ("margin", "<f4"),
+        ("n_tokens", "<i4"),
+        ("grad_norm", "<f4"),
+        ("scale", "<f4"),
+        ("ok", "?"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ShardPath:
+    """Where a shard lies: a folder and a number."""
+
+    folder: Path
+    index: int
+
+    def file(self, ending: str) -> Path:
+        return self.folder / f"shard-{self.index:05d}{ending}"
+
+    @property
+    def receipt(self) -> Path:
+        return self.file(".json")
+
+
+def quantise(
+    gradients: Float[np.ndarray, "row dim"], dtype: str
+) -> tuple[Float[np.ndarray, "row dim"], Float[np.ndarray, " row"]]:
+    """Gradients in the store's dtype and the scale a row: stored * scale gives them back.
+
+    Half floats would lose tiny gradients and overflow on large ones, so that each row is divided by
+    its largest entry first.
+    """
+    if dtype == "float32":
+        return gradients.astype(np.float32), np.ones(len(gradients), np.float32)
+    scale = np.abs(gradients).max(axis=1, initial=0).astype(np.float32)
+    scale[scale == 0] = 1
+    return (gradients / scale[:, None]).astype(np.float16), scale
+
+
+def write_shard(
+    path: ShardPath,
+    parts: dict[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    bad: dict[str, str],
+    facts: dict[str, str],
+) -> dict:
+    """Write (gradients, rows) under each name ending ("" or ".margin"), then the receipt."""
+    path.folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, str] = {}
+    for ending, (gradients, rows) in parts.items():
+        for suffix, array in ((".npy", gradients), (".rows.npy", rows)):
+            file = path.file(f"{ending}{suffix}")
+            _write_array(file, array)
+            files[file.name] = sha256(file)
+    rows = parts[""][1]
+    receipt = {"rows": len(rows), "rows_hash": rows_hash(rows["id"]), "files": files, "bad": bad}
+    _replace(path.receipt, (json.dumps(receipt | facts, indent=1) + "\n").encode())
+    return receipt
+
+
+def rows_hash(ids: np.ndarray) -> str:
+    return hashlib.sha256(b"\n".join(ids.astype("S32").tolist())).hexdigest()
+
+
+def is_complete(path: ShardPath, ids: np.ndarray) -> bool:
+    """Whether the shard holds these rows and every file still has the bytes of its receipt."""
+    try:
+        receipt = read_receipt(path)
+    except GradexError:
+        return False
+    if receipt["rows_hash"] != rows_hash(ids):
+        return False
+    files = [(path.folder / name, digest) for name, digest in receipt["files"].items()]
+    return all(file.exists() and sha256(file) == digest for file, digest in files)
+
+
+def read_receipt(path: ShardPath) -> dict:
+    try:
+        return json.loads(path.receipt.read_text())
+    except FileNotFoundError:
+        raise GradexError(
+            f"{path.receipt}: missing, so the shard is not complete; run project again to finish "
+            "the store"
+        ) from None
+    except json.JSONDecodeError:
+        raise GradexError(f"{path.receipt}: damaged; run project again to redo the shard") from None
+
+
+def read_array(file: Path, rows: int) -> np.ndarray:
+    """A shard's array, memory-mapped, checked to hold the rows of its receipt."""
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise GradexError(
+            f"{file}: not readable ({error}); run project again to redo the shard"
+        ) from None
+    if len(array) != rows:
+        raise GradexError(
+            f"{file}: {len(array)} rows, its receipt says {rows}; run project again to redo it"
+        )
+    return array
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_array(file: Path, array: np.ndarray) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    with open(temporary, "wb") as stream:
+        np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    with open(temporary, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)

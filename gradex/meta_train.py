@@ -1,0 +1,82 @@
+"""Train one adapter on all sources: the point at which gradients are taken.
+
+python -m gradex.meta_train
+python -m gradex.meta_train --model_name_or_path MODEL --tasks my_tasks/ --max_steps 1000
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from gradex import runs
+from gradex.adapters.spec import export
+from gradex.arguments import (
+    DEFAULTS,
+    DEMO_DEFAULTS,
+    DataArguments,
+    ModelArguments,
+    TrainArguments,
+    TrustArguments,
+)
+from gradex.config import main, option, with_defaults
+from gradex.data.sources import Sources
+from gradex.models.load import DEMO
+from gradex.reporting.cards import adapter_card
+from gradex.training.fit import fit
+from gradex.training.prepare import load_base_and_encoder, load_data, training_examples
+from gradex.training.recipe import make_recipe, steps_for_epochs
+
+
+@dataclass(frozen=True)
+class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
+    output_dir: str | None = option(None, "the run's folder; default: runs/meta_train/UTC-TIME")
+
+    def __post_init__(self):
+        DataArguments.__post_init__(self)
+        TrainArguments.__post_init__(self)
+
+
+def meta_train(config: Config) -> Path:
+    """Returns the run folder: adapter/, sources.json, curve.json, config.yaml."""
+    sources = load_data(asdict(config))
+    config = _resolved(config, sources)
+    run = runs.start("meta_train", config, output_dir=config.output_dir)
+    recipe = make_recipe(asdict(config))
+    base, encoder = load_base_and_encoder(recipe.base, sources, max_length=config.max_length)
+    names = sources.trainable
+    examples, bad = training_examples(encoder, sources, names)
+    model, losses = fit(
+        recipe, base, examples=examples, encoder=encoder, folder=run.part, name="meta-training"
+    )
+    card = adapter_card(
+        base=config.model_name_or_path,
+        target=", ".join(sources.targets),
+        selected=names,
+        method="meta-training on all sources",
+        results=[],
+        command="python -m gradex.meta_train",
+        versions=runs.versions(),
+    )
+    export(model, run.part / "adapter", base_path=recipe.base.source, card=card)
+    record = {"sources": sources.record(), "notes": list(sources.notes), "unusable": bad}
+    runs.write_json(run.part / "sources.json", record)
+    runs.write_json(run.part / "curve.json", {"loss": losses})
+    return run.finish()
+
+
+def _resolved(config: Config, sources: Sources) -> Config:
+    """All defaults filled in, epochs turned into steps: what later stages repeat."""
+    demo = config.model_name_or_path == DEMO
+    defaults = dict(DEMO_DEFAULTS if demo else DEFAULTS)
+    if config.num_train_epochs is not None:
+        defaults.pop("max_steps", None)
+    config = with_defaults(config, defaults)
+    if config.max_steps is not None:
+        return config
+    rows = sum(len(source.rows["train"]) for source in sources.values())
+    rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    steps = steps_for_epochs(config.num_train_epochs, rows=rows, rows_per_step=rows_per_step)
+    return replace(config, max_steps=steps)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(meta_train, Config))

@@ -1,0 +1,1 @@
+"""What learns: base models of three families, their losses and scores."""

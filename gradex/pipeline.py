@@ -1,0 +1,94 @@
+"""All of the path, one command: from sources to a fine-tuned adapter and a report.
+
+    python -m gradex.pipeline
+    python -m gradex.pipeline --tasks my_tasks/ --model_name_or_path MODEL --target T
+
+Stages that are finished are not run again when an interrupted pipeline is repeated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from gradex import finetune, meta_train, project, report, runs, select_sources, verify
+from gradex.arguments import DataArguments, ModelArguments, TrainArguments, TrustArguments
+from gradex.config import main, option, require_positive
+from gradex.estimate import Config as EstimateConfig
+from gradex.estimate import estimate
+from gradex.gradients.store import GradientStore
+
+
+@dataclass(frozen=True)
+class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
+    project_dim: int = option(100, "dimensions of a sketch")
+    dtype: Literal["float16", "float32"] = option("float16", "numbers in the gradient store")
+    method: Literal["forward", "random_ensemble"] = option("forward", "how sources are chosen")
+    lam: float = option(0.01, "ridge strength of the linear estimate, in units of tau")
+    num_subsets: int = option(1000, "random subsets to estimate")
+    verify_subsets: int = option(8, "true fine-tunes of held-out subsets; 0 leaves verify out")
+    num_seeds: int = option(1, "fine-tunes of the selection and of all sources, a seed each")
+    output_dir: str | None = option(None, "the run's folder; default: runs/pipeline/UTC-TIME")
+
+    def __post_init__(self):
+        DataArguments.__post_init__(self)
+        TrainArguments.__post_init__(self)
+        require_positive(self, "project_dim", "lam", "num_subsets", "num_seeds")
+
+
+def pipeline(config: Config) -> Path:
+    """Returns the report's page."""
+    run = runs.start("pipeline", config, output_dir=config.output_dir)
+    done = _Done(run.part / "stages.json")
+    common = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
+    meta = done.once("meta_train", meta_train.meta_train, _part(config, meta_train.Config))
+    projected = _part(config, project.Config, meta_dir=meta, seed=0)
+    store = done.once("project", project.project, projected)
+    target = GradientStore.open(Path(store)).require_target(None)
+    estimated = {"store": store, "lam": config.lam, "num_subsets": config.num_subsets}
+    done.once("estimate", estimate, EstimateConfig(**estimated))
+    choose = select_sources.Config(**estimated, method=config.method, target=target)
+    chosen = done.once("select_sources", select_sources.select_sources, choose)
+    everything = done.once(
+        "select_all", select_sources.select_sources, replace(choose, method="all")
+    )
+    for seed in range(config.seed, config.seed + config.num_seeds):
+        for name, selection in (("selection", chosen), ("all", everything)):
+            tune = finetune.Config(**common, selection=selection, seed=seed)
+            done.once(f"finetune {name} {seed}", finetune.finetune, tune)
+    verified = None
+    if config.verify_subsets:
+        trial = verify.Config(
+            **common, store=store, lam=config.lam, num_subsets=config.verify_subsets,
+            seed=config.seed,
+        )  # fmt: skip
+        verified = done.once("verify", verify.verify, trial)
+    page = done.once("report", report.report, report.Config(selection=chosen, verify=verified))
+    run.finish()
+    return Path(page)
+
+
+def _part(config: Config, stage_config: type, **more: Any) -> Any:
+    """The stage's Config with the values that the pipeline's has under the same names."""
+    mine = {f.name: getattr(config, f.name) for f in fields(config)}
+    names = {f.name for f in fields(stage_config)}
+    shared = {name: value for name, value in mine.items() if name in names}
+    return stage_config(**shared | {"output_dir": None} | more)
+
+
+class _Done:
+    """What the stages of this pipeline have returned so far, kept on disk."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.paths = runs.read_json(file, "finished stages") if file.exists() else {}
+
+    def once(self, name: str, stage: Callable[[Any], Path], config: Any) -> str:
+        if name not in self.paths or not Path(self.paths[name]).exists():
+            self.paths[name] = str(stage(config))
+            runs.write_json(self.file, self.paths)
+        return self.paths[name]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(pipeline, Config))

@@ -1,0 +1,175 @@
+"""One sketched gradient per row at the meta adapter, kept in a gradient store.
+
+    python -m gradex.project --project_dim 100
+    python -m gradex.project --meta_dir runs/meta_train/... --project_dim 512 --dtype float32
+
+The store is named after its content, so the same command finds its own store again: shards that
+are complete stay, missing ones are made.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gradex import runs
+from gradex.adapters import spec as adapters
+from gradex.arguments import (
+    DataArguments,
+    ModelArguments,
+    TrainArguments,
+    TrustArguments,
+    keep,
+)
+from gradex.config import main, option, require_positive
+from gradex.data.formats import Row
+from gradex.data.sources import Sources
+from gradex.gradients.collect import Collector
+from gradex.gradients.projectors import make_projector
+from gradex.gradients.shards import ShardPath, is_complete, write_shard
+from gradex.gradients.store import GradientStore, Side, fingerprint
+from gradex.models.load import Base
+from gradex.progress import progress
+from gradex.training.prepare import (
+    load_base_and_encoder,
+    load_data,
+    on_best_device,
+    require_same_data,
+)
+from gradex.training.recipe import base_spec
+
+GRADIENTS = Path("gradients")
+SHARD_ROWS = 512
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Config(TrustArguments):
+    meta_dir: str | None = option(None, "a run of meta_train; default: the newest")
+    project_dim: int = option(100, "dimensions of a sketch")
+    projector: str = option("sjlt", "the random projection: sjlt")
+    dtype: Literal["float16", "float32"] = option(
+        "float16", "numbers on disk: float16 with a scale a row, or float32"
+    )
+    differentiate: Literal["loss", "margin", "both"] = option(
+        "loss", "whose gradients: a row's mean loss, its mean margin, or both"
+    )
+    tokens_per_batch: int = option(4096, "padded tokens a batch")
+    seed: int = option(0, "seed of the projection")
+    output_dir: str | None = option(None, "the store's folder; default: gradients/FINGERPRINT")
+
+    def __post_init__(self):
+        require_positive(self, "project_dim", "tokens_per_batch")
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """One shard to make: its place, its rows and their splits."""
+
+    path: ShardPath
+    rows: Sequence[Row]
+    splits: Sequence[str]
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.array([row.id for row in self.rows], dtype="S32")
+
+
+def project(config: Config) -> Path:
+    """Returns the store's folder; the run folder beside it says how it was made."""
+    meta_dir = Path(config.meta_dir) if config.meta_dir else runs.newest("meta_train")
+    meta = runs.read_config(meta_dir, "meta_train") | asdict(config)
+    config = replace(config, meta_dir=str(meta_dir))
+    run = runs.start("project", config)
+    sources = load_data(meta)
+    recorded = runs.read_json(meta_dir / "sources.json", "a meta run's sources")["sources"]
+    hashes = {name: record["data_hash"] for name, record in recorded.items()}
+    require_same_data(sources, hashes, where=str(meta_dir))
+    base, encoder = load_base_and_encoder(base_spec(meta), sources, max_length=meta["max_length"])
+    base = on_best_device(base)
+    projector = make_projector(config.projector, config.project_dim, seed=config.seed)
+    space = _space(config, base, meta_dir, encoder.template, meta["max_length"], projector)
+    store = _create(config, space, meta)
+    todo = _plan(store, sources)
+    model = adapters.load(base, meta_dir / "adapter")
+    collector = Collector(
+        model, encoder, projector, config.differentiate, config.dtype, config.tokens_per_batch
+    )
+    _make_shards(collector, todo)
+    runs.write_json(run.part / "store.json", {"store": str(store.path)})
+    run.finish()
+    return store.path
+
+
+def _space(
+    config: Config, base: Base, meta_dir: Path, template: str, max_length: int, projector
+) -> dict[str, Any]:
+    """Everything two gradients must share to be compared."""
+    return {
+        **base.fingerprint,
+        "adapter": adapters.fingerprint(meta_dir / "adapter"),
+        "template": template,
+        "max_length": max_length,
+        "differentiate": config.differentiate,
+        "projector": projector.fingerprint,
+        "project_dim": projector.dim,
+        "precondition": "none",
+        "dtype": config.dtype,
+        "tokens_per_batch": config.tokens_per_batch,
+    }
+
+
+def _create(config: Config, space: dict[str, Any], meta: dict[str, Any]) -> GradientStore:
+    path = Path(config.output_dir) if config.output_dir else GRADIENTS / fingerprint(space)[:12]
+    origin = {
+        "base": keep(meta, ModelArguments),
+        "tasks": keep(meta, DataArguments),
+        "recipe": keep(meta, TrainArguments),
+    }
+    return GradientStore.create(path, space, origin=origin, shard_rows=SHARD_ROWS)
+
+
+def _plan(store: GradientStore, sources: Sources) -> list[ShardSpec]:
+    """Enter every source and target into the plan; the shards that are not there yet."""
+    specs: list[ShardSpec] = []
+    for side, names in (("train", sources.trainable), ("target", sources.targets)):
+        for name in names:
+            specs += _shard_specs(store, sources, side, name)
+    store.save_plan()
+    todo = [spec for spec in specs if not is_complete(spec.path, spec.ids)]
+    if len(todo) < len(specs):
+        log.info("%s: %d of %d shards are there", store.path, len(specs) - len(todo), len(specs))
+    return todo
+
+
+def _shard_specs(store: GradientStore, sources: Sources, side: Side, name: str) -> list[ShardSpec]:
+    parts = ("train",) if side == "train" else ("select", "test")
+    rows = [(row, part) for part in parts for row in sources[name].rows[part]]
+    paths = store.enter(side, name, rows=len(rows), data_hash=sources[name].data_hash)
+    size = store.shard_rows
+    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return [
+        ShardSpec(path, [row for row, _ in chunk], [part for _, part in chunk])
+        for path, chunk in zip(paths, chunks, strict=True)
+    ]
+
+
+def _make_shards(collector: Collector, todo: Sequence[ShardSpec]) -> None:
+    facts = {"versions": runs.versions()}
+    bad_rows = 0
+    rows = sum(len(spec.rows) for spec in todo)
+    with progress("gradients", rows, unit="row") as bar:
+        for spec in todo:
+            parts, bad = collector.collect(spec.rows, spec.splits)
+            write_shard(spec.path, parts, bad=bad, facts=facts)
+            bad_rows += len(bad)
+            bar.update(len(spec.rows))
+    if bad_rows:
+        log.warning("%d rows have no gradient; the shards' receipts say why", bad_rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(project, Config))

@@ -1,0 +1,185 @@
+"""One HTML page and the same numbers as JSON: the choice, and prediction beside truth.
+
+    python -m gradex.report
+    python -m gradex.report --selection runs/select_sources/... --verify runs/verify/...
+
+The newest runs that belong to the selection are shown; what was not run is left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradex import runs
+from gradex.adapters.spec import fingerprint as adapter_fingerprint
+from gradex.config import main, option, read_yaml
+from gradex.gradients.store import GradientStore
+from gradex.reporting.html import write_report
+from gradex.reporting.outcomes import outcome
+from gradex.selection.choice import Selection
+
+FORMAT = "gradex-report/1"
+
+
+@dataclass(frozen=True)
+class Config:
+    selection: str | None = option(None, "a run of select_sources; default: the newest one")
+    verify: str | None = option(None, "a run of verify; default: the newest one of the same store")
+    output_dir: str | None = option(None, "the run's folder; default: runs/report/UTC-TIME")
+
+
+def report(config: Config) -> Path:
+    """Returns the page."""
+    place = Path(config.selection) if config.selection else _newest_choice()
+    selection = Selection.read(place)
+    store = GradientStore.open(Path(selection.store))
+    verified = Path(config.verify) if config.verify else _newest_verify(selection)
+    resolved = replace(config, selection=str(place), verify=str(verified) if verified else None)
+    run = runs.start("report", resolved, output_dir=config.output_dir)
+    write_report(_content(selection, place, store, verified), run.part)
+    return run.finish() / "report.html"
+
+
+def _newest_choice() -> Path:
+    """The newest selection that chose: `all` is there to be compared with."""
+    found = runs.finished("select_sources")
+    chosen = [path for path in found if Selection.read(path).method != "all"]
+    return chosen[-1] if chosen else runs.newest("select_sources")
+
+
+def _newest_verify(selection: Selection) -> Path | None:
+    for path in reversed(runs.finished("verify")):
+        if runs.read_json(path / "verify.json", "a verification")["store"] == selection.store:
+            return path
+    return None
+
+
+def _content(
+    selection: Selection, place: Path, store: GradientStore, verified: Path | None
+) -> dict[str, Any]:
+    meta = _meta_run(store)
+    tunes = _fine_tunes(selection)
+    record = runs.read_json(meta / "sources.json", "a meta run's sources") if meta else {}
+    stages = [meta, _project_run(store), place, *(path for path, _ in tunes), verified]
+    return {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "title": f"Sources for {selection.target}",
+        "target": selection.target,
+        "base": selection.base["model_name_or_path"],
+        "n_sources": selection.n_sources,
+        "selection": {
+            "method": selection.method,
+            "selected": selection.selected,
+            "value": selection.value,
+            "base_value": selection.base_value,
+            "trace": selection.trace,
+            "scores": selection.scores,
+        },
+        "outcomes": _outcomes(selection, [results for _, results in tunes]),
+        "verify": runs.read_json(verified / "verify.json", "a verification") if verified else None,
+        "sources": [_source_row(store, name, selection, record) for name in store.sources],
+        "curves": _curves(meta, [path for path, _ in tunes]),
+        "warnings": record.get("notes", []),
+        "stages": [_stage(path) for path in stages if path],
+        "versions": runs.versions(),
+        "fingerprint": store.fingerprint,
+    }
+
+
+def _meta_run(store: GradientStore) -> Path | None:
+    """The meta run whose adapter the store's gradients were taken at."""
+    for path in reversed(runs.finished("meta_train")):
+        if adapter_fingerprint(path / "adapter") == store.space["adapter"]:
+            return path
+    return None
+
+
+def _project_run(store: GradientStore) -> Path | None:
+    for path in reversed(runs.finished("project")):
+        if Path(runs.read_json(path / "store.json", "a run of project")["store"]) == store.path:
+            return path
+    return None
+
+
+def _fine_tunes(selection: Selection) -> list[tuple[Path, dict[str, Any]]]:
+    """The fine-tunes of this choice and of all sources that can be compared: the newest a seed."""
+    newest: dict[tuple[bool, int], tuple[Path, dict[str, Any]]] = {}
+    steps = None
+    for path in reversed(runs.finished("finetune")):
+        results = runs.read_json(path / "results.json", "the results of a fine-tune")
+        same = (results["store"], results["target"]) == (selection.store, selection.target)
+        chosen = results["selected"] == selection.selected
+        if not same or not (chosen or results["method"] == "all"):
+            continue
+        steps = steps or results["steps"]
+        if results["steps"] == steps:
+            newest.setdefault((chosen, results["seed"]), (path, results))
+    return sorted(newest.values())
+
+
+def _outcomes(selection: Selection, tunes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    chosen = [t for t in tunes if t["selected"] == selection.selected]
+    everything = [t for t in tunes if t["selected"] != selection.selected]
+    rows = []
+    if tunes:
+        rows.append(outcome("base model", [tunes[0]["base"]], sources=0))
+    if everything:
+        scores = [t["tuned"] for t in everything]
+        rows.append(outcome("all sources", scores, sources=selection.n_sources))
+    if chosen:
+        scores = [t["tuned"] for t in chosen]
+        rows.append(outcome("selection", scores, sources=len(selection.selected)))
+    return rows
+
+
+def _source_row(
+    store: GradientStore, name: str, selection: Selection, record: dict[str, Any]
+) -> dict[str, Any]:
+    table = store.source(name).table
+    bad = dict(record["sources"][name]["bad"]) if record else {}
+    for receipt in store.receipts("train", name):
+        for reason in receipt["bad"].values():
+            bad[reason] = bad.get(reason, 0) + 1
+    return {
+        "name": name,
+        "rows": len(table),
+        "bad": bad,
+        "tokens": int(table["n_tokens"].sum()),
+        "loss": _mean(table["loss"]),
+        "margin": _mean(table["margin"]),
+        "grad_norm": float(np.median(table["grad_norm"])) if len(table) else None,
+        "selected": name in selection.selected,
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _curves(meta: Path | None, tunes: Sequence[Path]) -> list[dict[str, Any]]:
+    folders = ([("meta-training", meta)] if meta else []) + [("fine-tuning", p) for p in tunes[:1]]
+    curves = []
+    for name, folder in folders:
+        losses = runs.read_json(folder / "curve.json", "a loss curve")["loss"]
+        curves.append({"name": name, "steps": list(range(1, len(losses) + 1)), "loss": losses})
+    return curves
+
+
+def _stage(folder: Path) -> dict[str, Any]:
+    folder = folder.parent if folder.is_file() else folder
+    config = read_yaml(folder / "config.yaml")
+    return {
+        "stage": config["stage"],
+        "seconds": config["seconds"],
+        "path": str(folder),
+        "command": f"python -m gradex.{config['stage']} --config {folder}/config.yaml",
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(report, Config))

@@ -1,0 +1,103 @@
+"""Writes the model card of an adapter: what it was trained on and how to load it."""
+
+import json
+import re
+
+from huggingface_hub import ModelCardData
+
+from gradex.reporting.names import one_line
+from gradex.reporting.quantities import MISSING, count, mean_and_spread
+from gradex.reporting.tables import metric_name
+
+
+def adapter_card(
+    *,
+    base: str,
+    target: str,
+    selected: list[str],
+    method: str,
+    results: list[dict],
+    command: str,
+    versions: dict,
+) -> str:
+    """The card as Markdown with YAML front matter; `results` are the outcomes of a report."""
+    parts = [
+        _front_matter(base),
+        f"# LoRA adapter for {_code(target)}",
+        _training(base, target, selected=selected, method=method),
+        _results(results),
+        "## How to load it",
+        _loading(base),
+        "## How it was made",
+        _fenced(command, "sh"),
+        "\n".join(f"- {_code(name)} {_code(version)}" for name, version in versions.items()),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _front_matter(base: str) -> str:
+    reference = base if _is_reference(base) else None
+    card = ModelCardData(base_model=reference, library_name="peft", tags=["gradex", "lora"])
+    return f"---\n{card.to_yaml()}\n---"
+
+
+def _is_reference(base: str) -> bool:
+    """True for owner/name on the Hub and for a path; a bare name could mean another's model."""
+    return "/" in base and base.isprintable()
+
+
+def _training(base: str, target: str, *, selected: list[str], method: str) -> str:
+    sources = "1 source" if len(selected) == 1 else f"{len(selected)} sources"
+    opening = (
+        f"A LoRA adapter of {_code(base)}, fine-tuned with gradex for {_code(target)} on {sources}"
+        f" chosen by {_code(method)} selection:"
+    )
+    return "\n".join([opening, "", *(f"- {_code(name)}" for name in selected)])
+
+
+def _results(results: list[dict]) -> str:
+    if not results:
+        return ""
+    metric = metric_name(results)
+    head = ["Model", "Sources", "Test loss", *([_code(metric)] if metric else [])]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for row in results:
+        cells = [_code(row["name"]), count(row.get("sources")), mean_and_spread(row.get("loss"))]
+        if metric:
+            cells.append(mean_and_spread((row.get("metric") or {}).get("values")))
+        rows.append(cells)
+    return "\n".join(["## Results", "", *map(_table_row, rows)])
+
+
+def _table_row(cells: list[str]) -> str:
+    # A bar ends a cell even inside a code span.
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _loading(base: str) -> str:
+    if _is_reference(base):
+        load_base = f"AutoModelForCausalLM.from_pretrained({json.dumps(base)})"
+        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM"
+    else:
+        load_base = "...  # the base model named above"
+        imports = "from peft import PeftModel"
+    load_adapter = 'PeftModel.from_pretrained(base, "path/to/this/folder")'
+    return _fenced(f"{imports}\n\nbase = {load_base}\nmodel = {load_adapter}", "python")
+
+
+def _code(text: object) -> str:
+    """A code span, inside which Markdown and HTML mean nothing, whatever the text holds."""
+    line = one_line(text).strip() or MISSING
+    fence = "`" * (_longest_run(line) + 1)
+    # A backtick at an end would join the fence.
+    padding = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{padding}{line}{padding}{fence}"
+
+
+def _fenced(text: str, language: str) -> str:
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)

@@ -1,0 +1,184 @@
+"""Draws the figures of the report: each function takes data and gives inline SVG."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from gradex.reporting.inline_svg import ACCENT, FAINT, INK, MOST_SHAPES, drawing, inline_svg
+from gradex.reporting.names import short
+from gradex.reporting.quantities import finite, is_finite, number
+
+MOST_STEPS = 40
+MOST_BARS = 30
+ROW = 24  # pixels for a step or a source
+
+
+def estimate_against_truth(targets: list[dict], *, calibrated: bool = False) -> str:
+    """One panel per target: the estimate of each held-out fine-tune against its true loss."""
+    panels = [
+        _estimate_panel(target, f"estimate-{place}", calibrated=calibrated)
+        for place, target in enumerate(targets, start=1)
+        if _finite_points(target)
+    ]
+    return "\n".join(panels)
+
+
+def _finite_points(target: dict) -> list[dict]:
+    points = target.get("points") or []
+    return [p for p in points if is_finite(p.get("estimate")) and is_finite(p.get("truth"))]
+
+
+def _estimate_panel(target: dict, name: str, *, calibrated: bool) -> str:
+    points = _finite_points(target)
+    spearman = f"Spearman {number(target.get('spearman'), 2)}"
+    many = len(points) > MOST_SHAPES
+    with drawing(300, 270) as (figure, axes):
+        _scatter(axes, points, calibrated=calibrated, many=many)
+        axes.set_title(short(target["target"]), parse_math=False, fontweight="bold", pad=24)
+        axes.text(0, 1.03, f"{spearman}, n = {len(points)}", transform=axes.transAxes, fontsize=11)
+        return inline_svg(
+            figure,
+            name,
+            title=f"{target['target']}: estimate against true test loss",
+            description=f"Scatter of {len(points)} held-out fine-tunes. {spearman}.",
+            tooltips=None if many else {"points": [_point_text(point) for point in points]},
+        )
+
+
+def _scatter(axes: Axes, points: list[dict], *, calibrated: bool, many: bool) -> None:
+    estimates = [point["estimate"] for point in points]
+    truths = [point["truth"] for point in points]
+    if calibrated:
+        axes.axline((estimates[0],) * 2, slope=1, color=INK, linewidth=1, dashes=(4, 3))
+        _same_range(axes, estimates + truths)
+    size = 14 if many else 34
+    look = {"s": size, "color": ACCENT, "alpha": 0.75, "linewidths": 0}
+    axes.scatter(estimates, truths, rasterized=many, gid="points", **look)
+    axes.set_xlabel("estimated loss" if calibrated else "estimate (rank only)")
+    axes.set_ylabel("true test loss")
+    _quiet_grid(axes, "both")
+
+
+def _same_range(axes: Axes, values: list[float]) -> None:
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 0.1
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _point_text(point: dict) -> str:
+    subset = point.get("subset") or []
+    names = " + ".join(map(short, subset[:8])) + (" + …" if len(subset) > 8 else "")
+    values = f"estimate {number(point['estimate'])}, true loss {number(point['truth'])}"
+    return f"{names}: {values}" if names else values
+
+
+def selection_path(trace: list[dict], *, base_value: float | None = None) -> str:
+    """The value after each step of forward selection, with the name of the source it added."""
+    steps = [(f"{row['step']}  {short(row['added'])}", row.get("value")) for row in trace]
+    steps = steps[:MOST_STEPS]
+    if not finite(value for _, value in steps):
+        return ""
+    if is_finite(base_value):
+        steps.insert(0, ("no source", base_value))
+    names, values = zip(*steps, strict=True)
+    rows = np.arange(len(steps))
+    with drawing(440, 70 + ROW * len(steps)) as (figure, axes):
+        axes.plot(np.array(values, dtype=float), rows, color=FAINT, linewidth=1.5)
+        axes.scatter(np.array(values, dtype=float), rows, s=38, color=ACCENT, zorder=3)
+        axes.set_xlabel("estimated value (lower is better)")
+        _named_rows(axes, list(names))
+        return inline_svg(
+            figure,
+            "selection-path",
+            title="Selection path",
+            description=f"Estimated value after each of the first {len(trace[:MOST_STEPS])} steps, "
+            "with the source each step added.",
+        )
+
+
+def source_effects(scores: dict[str, float], selected: list[str]) -> str:
+    """One bar per source: how the mean value changes with it; the chosen ones are filled."""
+    ranked = sorted((score, name) for name, score in scores.items() if is_finite(score))
+    if not ranked:
+        return ""
+    values, names = zip(*ranked[:MOST_BARS], strict=True)
+    chosen = set(selected)
+    fills = [ACCENT if name in chosen else "none" for name in names]
+    edges = [ACCENT if name in chosen else FAINT for name in names]
+    with drawing(440, 70 + ROW * len(names)) as (figure, axes):
+        axes.barh(range(len(names)), values, height=0.6, color=fills, edgecolor=edges)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_xlabel("mean effect on the estimate (lower is better)")
+        _named_rows(axes, [short(name) for name in names])
+        return inline_svg(
+            figure,
+            "source-effects",
+            title="Effect of each source",
+            description=f"Bars of the mean effect of the {len(names)} best sources; "
+            "the bars of chosen sources are filled.",
+        )
+
+
+def _named_rows(axes: Axes, names: list[str]) -> None:
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    _quiet_grid(axes, "x")
+
+
+def training_curves(curves: list[dict]) -> str:
+    """One small panel per run: the training loss at each step and its running mean."""
+    panels = [
+        _curve_panel(curve, f"curve-{place}")
+        for place, curve in enumerate(curves, start=1)
+        if finite(curve.get("loss"))
+    ]
+    return "\n".join(panels)
+
+
+def _curve_panel(curve: dict, name: str) -> str:
+    losses = finite(curve["loss"])
+    with drawing(400, 210) as (figure, axes):
+        _plot_losses(axes, curve)
+        axes.set_title(short(curve["name"], 40), parse_math=False, fontweight="bold")
+        axes.set_xlabel("step")
+        axes.set_ylabel("training loss")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _quiet_grid(axes, "y")
+        return inline_svg(
+            figure,
+            name,
+            title=f"{curve['name']}: training loss",
+            description=f"From {number(losses[0])} to {number(losses[-1])} "
+            f"in {len(curve['loss'])} steps.",
+        )
+
+
+def _plot_losses(axes: Axes, curve: dict) -> None:
+    loss = np.array(curve["loss"], dtype=float)
+    loss[~np.isfinite(loss)] = np.nan
+    steps = curve.get("steps") or range(1, len(loss) + 1)
+    many = len(loss) > MOST_SHAPES
+    window = len(loss) // 20 | 1  # odd, so that it has a middle
+    if window > 1:
+        axes.plot(steps, loss, color=FAINT, linewidth=0.8, rasterized=many)
+    marker = "o" if len(loss) == 1 else ""
+    axes.plot(steps, _running_mean(loss, window), color=ACCENT, linewidth=1.8, marker=marker)
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of the `window` values around each step; steps without a loss do not count."""
+    known = np.isfinite(values)
+    sums = np.convolve(np.where(known, values, 0.0), np.ones(window), mode="same")
+    counts = np.convolve(known, np.ones(window), mode="same")
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
+
+
+def _quiet_grid(axes: Axes, direction: str) -> None:
+    axes.grid(axis=direction)
+    if direction in ("x", "both"):
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    if direction in ("y", "both"):
+        axes.yaxis.set_major_locator(MaxNLocator(5))

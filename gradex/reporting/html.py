@@ -1,0 +1,145 @@
+"""Writes the report of a run: one HTML page that needs nothing else, and its data as JSON."""
+
+import json
+import math
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+from markupsafe import Markup
+
+from gradex.reporting import figures, quantities, sentences, tables
+
+TEMPLATE = "report.html.jinja"
+MOST_PANELS = 12
+MOST_CHIPS = 16
+MOST_WARNINGS = 40
+
+
+def write_report(data: dict, folder: Path) -> Path:
+    """Write report.html and report.json into the folder and give the path of the page."""
+    report = _without_nan(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(
+        json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    page = folder / "report.html"
+    # A name may hold half a surrogate pair (from a file name), which UTF-8 cannot.
+    page.write_bytes(render(report).encode("utf-8", errors="replace"))
+    return page
+
+
+def render(report: dict) -> str:
+    """The page as text; a section whose data is missing or empty is left out."""
+    # The template asks for parts that may not be there, at any depth.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": quantities.number,
+        "count": quantities.count,
+        "duration": quantities.duration,
+    }
+    template = environment.get_template(TEMPLATE)
+    return template.render(report=report, **_answer(report), **_evidence(report))
+
+
+def _answer(report: dict) -> dict:
+    """What the first screen shows."""
+    outcomes = report.get("outcomes") or []
+    selected = (report.get("selection") or {}).get("selected") or []
+    return {
+        "facts": _facts(report),
+        "sentence": sentences.answer(report),
+        "chips": selected[:MOST_CHIPS],
+        "chips_left_out": len(selected[MOST_CHIPS:]),
+        "not_chosen": (report.get("n_sources") or 0) - len(selected),
+        "outcomes": tables.outcome_rows(outcomes),
+        "metric": tables.metric_name(outcomes),
+    }
+
+
+def _facts(report: dict) -> dict[str, str | None]:
+    method = (report.get("selection") or {}).get("method") or ""
+    return {
+        "Target": report.get("target"),
+        "Base model": report.get("base"),
+        "Selection": method.replace("_", " "),
+        "Made": _moment(report.get("created") or ""),
+    }
+
+
+def _evidence(report: dict) -> dict:
+    """What the sections after the answer show."""
+    stages = report.get("stages") or []
+    warnings = report.get("warnings") or []
+    return {
+        **_verification(report),
+        **_selection(report.get("selection") or {}),
+        **_sources(report),
+        "curves": Markup(figures.training_curves(report.get("curves") or [])),
+        "commands": "\n".join(stage["command"] for stage in stages if stage.get("command")),
+        "warnings": warnings[:MOST_WARNINGS],
+        "warnings_left_out": len(warnings[MOST_WARNINGS:]),
+    }
+
+
+def _verification(report: dict) -> dict:
+    verify = report.get("verify") or {}
+    targets = tables.target_rows(verify.get("targets") or [], report.get("target"))
+    drawn = targets[:MOST_PANELS]
+    calibrated = bool(verify.get("calibrated"))
+    return {
+        "verified": targets,
+        "panels": Markup(figures.estimate_against_truth(drawn, calibrated=calibrated)),
+        "panels_left_out": len(targets) - len(drawn),
+        "estimates_sentence": sentences.estimates(verify),
+    }
+
+
+def _selection(selection: dict) -> dict:
+    trace = selection.get("trace") or []
+    scores = selection.get("scores") or {}
+    path = figures.selection_path(trace, base_value=selection.get("base_value"))
+    effects = "" if trace else figures.source_effects(scores, selection.get("selected") or [])
+    return {
+        "trace": trace[: figures.MOST_STEPS],
+        "steps_left_out": len(trace[figures.MOST_STEPS :]),
+        "path": Markup(path),
+        "effects": Markup(effects),
+        "effects_left_out": len(scores) - figures.MOST_BARS,
+    }
+
+
+def _sources(report: dict) -> dict:
+    every = report.get("sources") or []
+    scores = (report.get("selection") or {}).get("scores") or {}
+    rows = tables.source_rows(every, scores)
+    return {
+        "sources": rows,
+        "scored": bool(scores),
+        "sources_left_out": len(every) - len(rows),
+        "most_other_sources": tables.MOST_OTHER_SOURCES,
+    }
+
+
+def _without_nan(value: object) -> object:
+    """The same data with None for every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _moment(text: str) -> str:
+    """An ISO date as a person writes it; any other text stays as it is."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()

@@ -1,0 +1,194 @@
+"""Run folders: `runs/<stage>/<UTC time>`, built as `.part` and renamed last.
+
+A run folder without `.part` is complete. Starting a stage again with the same settings takes up
+the `.part` folder that an interrupted run left behind.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from gradex import __version__
+from gradex.config import RECORD_KEYS, read_yaml
+from gradex.errors import GradexError
+
+RUNS = Path("runs")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """A run in the making: write into `part`, then `finish` renames it to `path`."""
+
+    stage: str
+    path: Path
+    part: Path
+    settings: dict[str, Any]
+    lock: TextIO
+    resumed: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    def finish(self) -> Path:
+        """Write the final config.yaml, take away what only served resuming, and rename."""
+        record = {
+            "stage": self.stage,
+            "created": datetime.now(UTC).isoformat(),
+            "seconds": round(time.monotonic() - self.began, 1),
+            "versions": versions(),
+        }
+        write_text(self.part / "config.yaml", _dump(record | self.settings))
+        shutil.rmtree(self.part / "checkpoints", ignore_errors=True)
+        (self.part / ".lock").unlink()
+        self.part.rename(self.path)
+        self.lock.close()
+        return self.path
+
+
+def start(stage: str, config: object, *, output_dir: str | None = None) -> Run:
+    """Begin (or take up again) a run of `stage` with the resolved settings of `config`.
+
+    A given `output_dir` is the run's folder, and is left out of the settings: a run is repeated
+    into a folder of its own.
+    """
+    settings = asdict(config)
+    if output_dir:
+        path = Path(output_dir)
+        if path.exists():
+            raise GradexError(f"--output_dir {path}: exists already; name another or remove it")
+        part = path.with_name(path.name + ".part")
+        return _open(stage, path, part, settings | {"output_dir": None})
+    folder = RUNS / stage
+    for part in sorted(folder.glob("*.part"), reverse=True):
+        if _settings_of(part) == settings and not _locked(part):
+            return _open(stage, part.with_name(part.name.removesuffix(".part")), part, settings)
+    name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
+    return _open(stage, folder / name, folder / f"{name}.part", settings)
+
+
+def _open(stage: str, path: Path, part: Path, settings: dict[str, Any]) -> Run:
+    resumed = part.exists()
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(part)
+    except OSError as error:
+        raise GradexError(
+            f"cannot write to {part.parent}: {error.strerror}; name another --output_dir"
+        ) from None
+    if resumed:
+        _require_same(part, settings)
+        log.info("%s: taking up the interrupted run in %s", stage, part)
+    write_text(part / "config.yaml", _dump({"stage": stage} | settings))
+    return Run(stage, path, part, settings, lock, resumed)
+
+
+def _acquire(part: Path) -> TextIO:
+    lock = open(part / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise GradexError(f"{part}: another process is writing this run; wait for it") from None
+    return lock
+
+
+def _locked(part: Path) -> bool:
+    try:
+        _acquire(part).close()
+    except GradexError:
+        return True
+    return False
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
+    file = folder / "config.yaml"
+    content = read_yaml(file) if file.exists() else {}
+    return {key: value for key, value in content.items() if key not in RECORD_KEYS}
+
+
+def _require_same(part: Path, settings: dict[str, Any]) -> None:
+    before = _settings_of(part)
+    for key, value in settings.items():
+        if before and before.get(key) != value:
+            raise GradexError(
+                f"{part}: an interrupted run with {key}={before.get(key)} lies here, this one has "
+                f"{key}={value}; repeat it with the old settings, remove it, or name another "
+                "--output_dir"
+            )
+
+
+def newest(stage: str) -> Path:
+    """The newest finished run of a stage, by the `created` field of its config.yaml."""
+    found = finished(stage)
+    if not found:
+        raise GradexError(
+            f"no finished run of {stage} in {RUNS / stage}; run `python -m gradex.{stage}` first, "
+            "or name its folder"
+        )
+    return found[-1]
+
+
+def finished(stage: str) -> list[Path]:
+    """All finished runs of a stage, oldest first."""
+    configs = {
+        file.parent: read_yaml(file)
+        for file in (RUNS / stage).glob("*/config.yaml")
+        if not file.parent.name.endswith(".part")
+    }
+    return sorted(configs, key=lambda path: str(configs[path].get("created", "")))
+
+
+def read_config(folder: Path, stage: str) -> dict[str, Any]:
+    """The settings of a finished run, checked to be of the stage that the caller expects."""
+    folder = Path(folder)
+    if not (folder / "config.yaml").exists():
+        raise GradexError(f"{folder}: not a finished run of {stage} (it has no config.yaml)")
+    content = read_yaml(folder / "config.yaml")
+    if content.get("stage") != stage:
+        raise GradexError(f"{folder}: a run of {content.get('stage')}, expected one of {stage}")
+    return content
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "transformers", "peft", "lightning", "numpy", "scikit-learn")
+    return {"gradex": __version__} | {name: metadata.version(name) for name in names}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a half."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from disk, or one sentence about the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GradexError(f"{path}: no such file; expected {what}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise GradexError(f"{path}: not valid JSON ({error}); expected {what}") from None
+    if not isinstance(content, dict):
+        raise GradexError(f"{path}: found a {type(content).__name__}, expected {what}")
+    return content
+
+
+def _dump(content: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,105 @@
+"""Search the subsets for the sources worth training on: selection.json, which finetune reads.
+
+    python -m gradex.select_sources --target sort
+    python -m gradex.select_sources --method random_ensemble --num_subsets 2000
+
+The estimates are made on the target's select rows; its test rows are not looked at.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from gradex import runs
+from gradex.arguments import EstimatorArguments, SubsetArguments
+from gradex.config import main, option, require_positive
+from gradex.data.subsets import Subset, find_subsets
+from gradex.estimators import make_estimator
+from gradex.gradients.store import GradientStore, open_store
+from gradex.selection.choice import Selection
+from gradex.selection.selectors import Choice, Score, forward_select, random_ensemble, select_all
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Config(SubsetArguments, EstimatorArguments):
+    method: Literal["forward", "random_ensemble", "all"] = option(
+        "forward", "forward: add the best source, step by step; random_ensemble: rank sources by "
+        "the subsets that hold them; all: every source, to compare with"
+    )  # fmt: skip
+    target: str | None = option(None, "the target to choose for; default: the store's first")
+    max_sources: int | None = option(None, "at most this many sources (forward); default: no limit")
+    min_gain: float = option(
+        0.01, "stop when a step gains less than this share of the whole gain (forward)"
+    )
+    output_dir: str | None = option(None, "the run's folder; default: runs/select_sources/UTC-TIME")
+
+    def __post_init__(self):
+        EstimatorArguments.__post_init__(self)
+        SubsetArguments.__post_init__(self)
+        require_positive(self, "max_sources")
+
+
+def select_sources(config: Config) -> Path:
+    """Returns the selection's file."""
+    store = open_store(config.store)
+    target = store.require_target(config.target)
+    resolved = replace(config, store=str(store.path), target=target)
+    run = runs.start("select_sources", resolved, output_dir=config.output_dir)
+    fitted = make_estimator(config.estimator, lam=config.lam).fit(store, targets=[target])
+
+    def score(subsets: Sequence[Subset]):
+        return fitted.predict(subsets).value[:, 0]
+
+    choice = _search(config, score, store)
+    selection = _selection(choice, resolved, store, base_value=float(fitted.loss_[0]))
+    selection.write(run.part / "selection.json")
+    log.info("%d of %d sources chosen for %s: %s", len(choice.selected), len(store.sources),
+             target, ", ".join(choice.selected))  # fmt: skip
+    return run.finish() / "selection.json"
+
+
+def _search(config: Config, score: Score, store: GradientStore) -> Choice:
+    if config.method == "all":
+        return select_all(score, store.sources)
+    if config.method == "random_ensemble":
+        return random_ensemble(score, store.sources, subsets=_subsets(config, store))
+    return forward_select(
+        score, store.sources, max_sources=config.max_sources, min_gain=config.min_gain
+    )
+
+
+def _subsets(config: Config, store: GradientStore) -> list[Subset]:
+    return find_subsets(
+        config.subsets, store.sources, count=config.num_subsets, size=config.subset_size,
+        seed=config.seed, store=store.path.name,
+    )  # fmt: skip
+
+
+def _selection(
+    choice: Choice, config: Config, store: GradientStore, *, base_value: float
+) -> Selection:
+    origin = store.origin
+    return Selection(
+        selected=choice.selected,
+        method=config.method,
+        target=str(config.target),
+        value=choice.value,
+        base_value=base_value,
+        scores=choice.scores,
+        trace=choice.trace,
+        store=str(store.path),
+        fingerprint=store.fingerprint,
+        base=origin["base"],
+        tasks=origin["tasks"],
+        recipe=origin["recipe"],
+        data={name: store.data_hash("train", name) for name in choice.selected},
+        n_sources=len(store.sources),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(select_sources, Config))

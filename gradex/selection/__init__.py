@@ -1,0 +1,1 @@
+"""What to choose: searches over subsets, and the choice as a file."""

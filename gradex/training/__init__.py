@@ -1,0 +1,1 @@
+"""Do it: recipes, and the trainer that follows them."""

@@ -1,0 +1,77 @@
+"""What happens beside the steps: a progress bar and the loss curve."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from gradex.errors import GradexError
+from gradex.progress import progress
+
+
+class LossCurve(pl.Callback):
+    """The training loss of every optimizer step, kept through checkpoints; a bar shows it."""
+
+    def __init__(self, name: str, *, steps: int, accumulate: int):
+        self.name, self.steps, self.accumulate = name, steps, accumulate
+        self.losses: list[float] = []
+        self._open: list[float] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self.losses)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses = list(state["losses"])
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.losses = self.losses[: trainer.global_step]
+        self.bar = progress(
+            self.name,
+            self.steps,
+            unit="step",
+            initial=trainer.global_step,
+            show=trainer.global_rank == 0,
+        )
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_index: int,
+    ) -> None:
+        # Lightning divides a loss by the batches it accumulates.
+        self._open.append(float(outputs["loss"].detach()) * self.accumulate)
+        if trainer.global_step > len(self.losses):
+            self.losses.append(sum(self._open) / len(self._open))
+            self._open = []
+            self.bar.update()
+            self.bar.set_postfix(loss=f"{self.losses[-1]:.3f}", refresh=False)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.bar.close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+class StopOnBadLoss(pl.Callback):
+    """A loss that is not finite ends the run with advice, before it spoils the adapter."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_index: int,
+    ) -> None:
+        if not torch.isfinite(outputs["loss"]):
+            raise GradexError(
+                f"the training loss is {float(outputs['loss'])} at step {trainer.global_step}; "
+                "try a lower --learning_rate or another --precision"
+            )

@@ -1,0 +1,80 @@
+"""Follow a recipe: attach an adapter, train it with Lightning, go on where a run broke off."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from gradex.adapters.spec import attach
+from gradex.data.tokens import Encoder, Example
+from gradex.errors import GradexError
+from gradex.models.load import Base
+from gradex.training.callbacks import LossCurve, StopOnBadLoss
+from gradex.training.module import FineTuner
+from gradex.training.recipe import Recipe
+
+CHECKPOINTS = 10  # about this many are written during a run, each over the one before
+
+
+def fit(
+    recipe: Recipe,
+    base: Base,
+    *,
+    examples: Sequence[Example],
+    encoder: Encoder,
+    folder: Path,
+    name: str,
+) -> tuple[nn.Module, list[float]]:
+    """The trained model (base with adapter, eval mode) and the loss of every optimizer step.
+
+    Checkpoints go to `folder`/checkpoints; where one lies there, training goes on from it.
+    """
+    if not examples:
+        raise GradexError(f"{name}: no row to train on")
+    model = attach(base, recipe.adapter, seed=recipe.seed)
+    module = FineTuner(model.train(), recipe, examples=examples, encoder=encoder)
+    curve = LossCurve(name, steps=recipe.max_steps, accumulate=recipe.accumulate)
+    saver = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="step",
+        every_n_train_steps=max(1, recipe.max_steps // CHECKPOINTS),
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    last = folder / "checkpoints" / "step.ckpt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = _trainer(recipe, [curve, StopOnBadLoss(), saver])
+        trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
+    _stop_if_interrupted(trainer)
+    return module.model.eval(), curve.losses
+
+
+def _trainer(recipe: Recipe, callbacks: list[pl.Callback]) -> pl.Trainer:
+    for logger in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    devices = int(recipe.devices) if recipe.devices.lstrip("-").isdigit() else recipe.devices
+    return pl.Trainer(
+        max_steps=recipe.max_steps,
+        accumulate_grad_batches=recipe.accumulate,
+        gradient_clip_val=1.0,
+        precision=recipe.precision,
+        devices=devices,
+        num_nodes=recipe.num_nodes,
+        strategy=recipe.strategy,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _stop_if_interrupted(trainer: pl.Trainer) -> None:
+    """Lightning swallows Ctrl-C and returns; a half-trained adapter must not go on from here."""
+    if trainer.interrupted:
+        raise KeyboardInterrupt

@@ -1,0 +1,106 @@
+"""From the settings of a run to loaded things: sources, base model, encoder, examples."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradex.data.formats import Row
+from gradex.data.sources import Sources, SplitRule, load_sources
+from gradex.data.tokens import Encoder, Example, encode_all, label_names, log_bad
+from gradex.errors import GradexError
+from gradex.models.load import Base, BaseSpec, label_ids, load_base
+from gradex.models.scoring import score
+
+log = logging.getLogger(__name__)
+
+
+def load_data(settings: dict[str, Any]) -> Sources:
+    """The sources of a run's settings, split as its rule says."""
+    return load_sources(
+        settings["tasks"],
+        settings["target"],
+        rule=SplitRule(held_out=settings["held_out"], seed=settings["split_seed"]),
+        allow_pickle=settings["allow_pickle"],
+    )
+
+
+def require_same_data(sources: Sources, recorded: dict[str, str], *, where: str) -> None:
+    """Refuse sources whose rows are not those that an earlier stage saw."""
+    for name, data_hash in recorded.items():
+        if name not in sources:
+            raise GradexError(f"{where}: knows the source '{name}', which --tasks no longer has")
+        if sources[name].data_hash != data_hash:
+            raise GradexError(
+                f"{sources[name].path}: the rows of '{name}' are not those that {where} was made "
+                "from; bring the file back, or start again from meta_train"
+            )
+
+
+def load_base_and_encoder(
+    spec: BaseSpec, sources: Sources, *, max_length: int
+) -> tuple[Base, Encoder]:
+    """The base model and the encoder that turns rows into its ids."""
+    classes = _class_names(sources)
+    base = load_base(spec, labels=classes)
+    ids: dict[str, int] = {}
+    if base.family == "classifier":
+        if not classes:
+            raise GradexError(
+                f"{spec.path}: a classifier needs labelled rows, with columns `text` and `label`"
+            )
+        ids = label_ids(base.model, classes)
+    encoder = Encoder(base.tokenizer, family=base.family, max_length=max_length, label_ids=ids)
+    log.info("%s model %s: %s", base.family, spec.path, encoder.describe())
+    return base, encoder
+
+
+def _class_names(sources: Sources) -> list[str]:
+    rows = [row for source in sources.values() for split in source.rows.values() for row in split]
+    labelled = [row for row in rows if row.label is not None]
+    return label_names(labelled) if labelled else []
+
+
+def training_examples(
+    encoder: Encoder, sources: Sources, names: Sequence[str]
+) -> tuple[list[Example], dict[str, dict[str, str]]]:
+    """The examples of the sources' training rows, and the bad rows (id -> reason) of each."""
+    examples: list[Example] = []
+    bad: dict[str, dict[str, str]] = {}
+    for name in names:
+        found, unusable = encode_all(encoder, sources[name].rows["train"])
+        examples += found
+        if unusable:
+            bad[name] = unusable
+            log_bad(name, unusable)
+    return examples, bad
+
+
+def test_scores(
+    model: nn.Module, sources: Sources, encoder: Encoder, targets: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Target -> loss (and metric) on its test rows."""
+    return {
+        name: score(model, usable(encoder, sources[name].rows["test"]), encoder, source.metric)
+        for name, source in sources.items()
+        if name in targets
+    }
+
+
+def usable(encoder: Encoder, rows: Sequence[Row]) -> list[Row]:
+    """The rows that have a label left."""
+    _, bad = encode_all(encoder, rows)
+    kept = [row for row in rows if row.id not in bad]
+    if not kept:
+        raise GradexError("none of the target's test rows has a label left; raise --max_length")
+    return kept
+
+
+def on_best_device(base: Base) -> Base:
+    """The base on a GPU where there is one (a quantised base is there already)."""
+    if torch.cuda.is_available() and not hasattr(base.model, "hf_quantizer"):
+        return replace(base, model=base.model.to("cuda"))
+    return base

@@ -1,0 +1,67 @@
+"""A recipe: everything a fine-tune needs. Selection and trainer meet only here."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from gradex.adapters.spec import AdapterSpec
+from gradex.models.load import BaseSpec
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One fine-tune of a base model. Steps are optimizer steps."""
+
+    base: BaseSpec
+    adapter: AdapterSpec
+    max_steps: int
+    learning_rate: float
+    batch_size: int
+    accumulate: int = 1
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    precision: str = "32-true"
+    devices: str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    seed: int = 0
+
+
+def base_spec(settings: dict[str, Any]) -> BaseSpec:
+    """The base model of a run's settings."""
+    return BaseSpec(
+        path=settings["model_name_or_path"],
+        dtype="bfloat16" if settings["bf16"] else "float32",
+        qlora=settings["qlora"],
+        trust_remote_code=settings["trust_remote_code"],
+        allow_pickle=settings["allow_pickle"],
+    )
+
+
+def make_recipe(settings: dict[str, Any]) -> Recipe:
+    """The recipe of a run's resolved settings (all defaults filled in)."""
+    return Recipe(
+        base=base_spec(settings),
+        adapter=AdapterSpec(
+            rank=settings["lora_r"],
+            alpha=settings["lora_alpha"],
+            dropout=settings["lora_dropout"],
+            targets=tuple(settings["lora_target_modules"]),
+        ),
+        max_steps=settings["max_steps"],
+        learning_rate=settings["learning_rate"],
+        batch_size=settings["per_device_train_batch_size"],
+        accumulate=settings["gradient_accumulation_steps"],
+        weight_decay=settings["weight_decay"],
+        warmup_steps=settings["warmup_steps"],
+        precision=settings["precision"] or ("bf16-mixed" if settings["bf16"] else "32-true"),
+        devices=settings["devices"],
+        num_nodes=settings["num_nodes"],
+        strategy=settings["strategy"],
+        seed=settings["seed"],
+    )
+
+
+def steps_for_epochs(epochs: float, *, rows: int, rows_per_step: int) -> int:
+    """Optimizer steps that see every row `epochs` times."""
+    return max(1, math.ceil(epochs * rows / rows_per_step))

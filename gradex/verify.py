@@ -1,0 +1,178 @@
+"""True fine-tunes of held-out subsets beside their estimates, on the targets' test rows.
+
+    python -m gradex.verify --num_subsets 8
+    python -m gradex.verify --subsets sampled_tasks/mine.txt
+
+Every subset is trained from the base for the same number of optimizer steps. Finished ones are
+kept, so that an interrupted verification goes on with the next.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradex import runs
+from gradex.arguments import EstimatorArguments, TrainArguments, TrustArguments
+from gradex.config import main, option, require_fraction, require_positive, with_defaults
+from gradex.data.metrics import relative_error, spearman
+from gradex.data.sources import Sources
+from gradex.data.subsets import Subset, format_subset, read_subsets, sample_subsets
+from gradex.estimators import make_estimator
+from gradex.estimators.protocol import Estimates
+from gradex.gradients.store import GradientStore, open_store
+from gradex.progress import progress
+from gradex.training.fit import fit
+from gradex.training.prepare import (
+    load_base_and_encoder,
+    load_data,
+    on_best_device,
+    require_same_data,
+    test_scores,
+    training_examples,
+)
+from gradex.training.recipe import Recipe, make_recipe
+
+MIXED_SIZES = (0.5, 0.25, 0.75)
+
+
+@dataclass(frozen=True)
+class Config(TrainArguments, TrustArguments, EstimatorArguments):
+    num_subsets: int = option(8, "random subsets to fine-tune on")
+    subset_size: float | None = option(
+        None, "their size as a share of the sources; default: a half, a quarter, three quarters"
+    )
+    subsets: str | None = option(None, "a file of subsets instead, one a line")
+    target: list[str] | None = option(None, "targets to measure; default: all of the store")
+    subset_seed: int = option(1, "seed of the random subsets")
+    output_dir: str | None = option(None, "the run's folder; default: runs/verify/UTC-TIME")
+
+    def __post_init__(self):
+        EstimatorArguments.__post_init__(self)
+        TrainArguments.__post_init__(self)
+        require_positive(self, "num_subsets")
+        require_fraction(self, "subset_size")
+
+
+def verify(config: Config) -> Path:
+    """Returns the run folder: verify.json, verify.csv, config.yaml."""
+    store = open_store(config.store)
+    origin = store.origin
+    config = with_defaults(replace(config, store=str(store.path)), origin["recipe"])
+    subsets = _held_out(config, store.sources)
+    fitted = make_estimator(config.estimator, lam=config.lam)
+    fitted.fit(store, targets=config.target, split="test")
+    estimates = fitted.predict(subsets)
+    run = runs.start("verify", config, output_dir=config.output_dir)
+    settings = origin["base"] | origin["tasks"] | asdict(config)
+    settings["target"] = origin["tasks"]["target"]
+    sources = load_data(settings)
+    hashes = {name: store.data_hash("train", name) for name in store.sources}
+    require_same_data(sources, hashes, where=str(store.path))
+    trials = _Trials(make_recipe(settings), sources, settings["max_length"], estimates.targets)
+    truths = trials.run(subsets, run.part / "trials", order=store.sources)
+    truth = np.array([[scores[t]["loss"] for t in estimates.targets] for scores in truths])
+    table = [_target_table(estimates, truth, subsets, t, store) for t in range(truth.shape[1])]
+    content = {
+        "store": str(store.path),
+        "estimator": config.estimator,
+        "calibrated": estimates.calibrated,
+        "steps": trials.recipe.max_steps,
+        "targets": table,
+    }
+    runs.write_json(run.part / "verify.json", content)
+    _write_csv(run.part / "verify.csv", table)
+    return run.finish()
+
+
+def _held_out(config: Config, names: Sequence[str]) -> list[Subset]:
+    if config.subsets:
+        return read_subsets(Path(config.subsets), names)
+    sizes = [config.subset_size] if config.subset_size else MIXED_SIZES
+    return sample_subsets(names, config.num_subsets, sizes=sizes, seed=config.subset_seed)
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """True fine-tunes, a folder each; one whose result lies there is not run again."""
+
+    recipe: Recipe
+    sources: Sources
+    max_length: int
+    targets: list[str]
+
+    def run(
+        self, subsets: Sequence[Subset], folder: Path, *, order: Sequence[str]
+    ) -> list[dict[str, dict[str, float]]]:
+        results = []
+        with progress("true fine-tunes", len(subsets), unit="run") as bar:
+            for index, subset in enumerate(subsets):
+                file = folder / f"{index:04d}" / "result.json"
+                if not file.exists():
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    scores = self._train(subset, file.parent)
+                    words = format_subset(subset, order)
+                    runs.write_json(file, {"subset": words, "scores": scores})
+                results.append(runs.read_json(file, "the result of a true fine-tune")["scores"])
+                bar.update()
+        return results
+
+    def _train(self, subset: Subset, folder: Path) -> dict[str, dict[str, float]]:
+        base, encoder = load_base_and_encoder(
+            self.recipe.base, self.sources, max_length=self.max_length
+        )
+        names = [name for name in self.sources.trainable if name in subset]
+        examples, _ = training_examples(encoder, self.sources, names)
+        model, _ = fit(
+            self.recipe, base, examples=examples, encoder=encoder, folder=folder, name=folder.name
+        )
+        model = on_best_device(replace(base, model=model)).model
+        return test_scores(model, self.sources, encoder, self.targets)
+
+
+def _target_table(
+    estimates: Estimates,
+    truth: np.ndarray,
+    subsets: Sequence[Subset],
+    column: int,
+    store: GradientStore,
+) -> dict[str, Any]:
+    """One target: rank correlation and errors, beside the best constant of the other runs."""
+    predicted, true = estimates.value[:, column], truth[:, column]
+    points = [
+        {"subset": [n for n in store.sources if n in s], "estimate": float(e), "truth": float(t)}
+        for s, e, t in zip(subsets, predicted, true, strict=True)
+    ]
+    return {
+        "target": estimates.targets[column],
+        "n": len(points),
+        "spearman": spearman(predicted, true),
+        "relative_error": relative_error(predicted, true),
+        "constant_relative_error": relative_error(_mean_of_others(true), true),
+        "points": points,
+    }
+
+
+def _mean_of_others(values: np.ndarray) -> np.ndarray:
+    """For each value the mean of all others: what one would say without any estimate."""
+    if len(values) < 2:
+        return np.full_like(values, np.nan)
+    return (values.sum() - values) / (len(values) - 1)
+
+
+def _write_csv(path: Path, targets: Sequence[dict[str, Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["subset", "target", "estimate", "truth"])
+        for entry in targets:
+            for point in entry["points"]:
+                words = format_subset(frozenset(point["subset"]), point["subset"])
+                numbers = (point["estimate"], point["truth"])
+                table.writerow([words, entry["target"], *(f"{x:.6g}" for x in numbers)])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(verify, Config))
