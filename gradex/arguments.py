@@ -109,7 +109,7 @@ class TrainArguments:
     precision: str | None = option(
         None, "a Lightning precision (32-true, bf16-mixed, ...); default: 32-true, or as --bf16"
     )
-    devices: str = option("auto", "how many devices to train on, as Lightning takes it")
+    devices: str = option("1", "how many devices to train on, as Lightning takes it")
     num_nodes: int = option(1, "machines to train on")
     strategy: str = option("auto", "a Lightning strategy: ddp, fsdp, deepspeed, ...")
     seed: int = option(0, "seed of the adapter, the order of the rows and the dropout")
@@ -125,6 +125,12 @@ class TrainArguments:
                 raise GradexError(f"--{name}: found {value}, expected 0 or more")
         if self.lora_dropout is not None and self.lora_dropout >= 1:
             raise GradexError(f"--lora_dropout: found {self.lora_dropout}, expected less than 1")
+
+
+def require_one_device(config: TrainArguments, why: str) -> None:
+    """Several devices are several processes, which only single trainings are made for."""
+    if config.devices != "1" or config.num_nodes != 1:
+        raise GradexError(f"--devices: found {config.devices} on {config.num_nodes} nodes; {why}")
 
 
 @dataclass(frozen=True)

@@ -32,16 +32,16 @@ class Config(SubsetArguments, EstimatorArguments):
 def estimate(config: Config) -> Path:
     """Returns estimates.csv: subset,target,value,low,high,calibrated."""
     store = open_store(config.store)
-    run = runs.start(
-        "estimate", replace(config, store=str(store.path)), output_dir=config.output_dir
-    )
-    subsets = find_subsets(
-        config.subsets, store.sources, count=config.num_subsets, size=config.subset_size,
-        seed=config.seed, store=store.path.name,
-    )  # fmt: skip
-    fitted = make_estimator(config.estimator, lam=config.lam).fit(store, targets=config.target)
-    write_estimates(run.part / "estimates.csv", fitted.predict(subsets), subsets, store.sources)
-    return run.finish() / "estimates.csv"
+    resolved = replace(config, store=str(store.path))
+    with runs.start("estimate", resolved, output_dir=config.output_dir) as run:
+        fitted = make_estimator(config.estimator, lam=config.lam).fit(store, targets=config.target)
+        subsets = find_subsets(
+            config.subsets, store.sources, count=config.num_subsets, size=config.subset_size,
+            seed=config.seed, store=store.path.name,
+        )  # fmt: skip
+        estimates = fitted.predict(subsets)
+        write_estimates(run.part / "estimates.csv", estimates, subsets, store.sources)
+    return run.path / "estimates.csv"
 
 
 def write_estimates(

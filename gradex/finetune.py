@@ -39,7 +39,12 @@ def finetune(config: Config) -> Path:
     selection = Selection.read(path)
     config = with_defaults(replace(config, selection=str(path)), selection.recipe)
     settings = selection.base | selection.tasks | asdict(config)
-    run = runs.start("finetune", config, output_dir=config.output_dir)
+    with runs.start("finetune", config, output_dir=config.output_dir) as run:
+        _finetune(selection, settings, run.part)
+    return run.path
+
+
+def _finetune(selection: Selection, settings: dict[str, Any], folder: Path) -> None:
     sources = load_data(settings)
     require_same_data(sources, selection.data, where=selection.store)
     recipe = make_recipe(settings)
@@ -48,7 +53,7 @@ def finetune(config: Config) -> Path:
     before = test_scores(base.model, sources, encoder, [selection.target])
     examples, _ = training_examples(encoder, sources, selection.selected)
     model, losses = fit(
-        recipe, base, examples=examples, encoder=encoder, folder=run.part, name="fine-tuning"
+        recipe, base, examples=examples, encoder=encoder, folder=folder, name="fine-tuning"
     )
     model = on_best_device(replace(base, model=model)).model
     after = test_scores(model, sources, encoder, [selection.target])
@@ -57,15 +62,14 @@ def finetune(config: Config) -> Path:
         "method": selection.method,
         "selected": selection.selected,
         "store": selection.store,
-        "seed": config.seed,
+        "seed": settings["seed"],
         "steps": recipe.max_steps,
         "base": before[selection.target],
         "tuned": after[selection.target],
     }
-    runs.write_json(run.part / "results.json", results)
-    runs.write_json(run.part / "curve.json", {"loss": losses})
-    export(model, run.part / "adapter", base_path=recipe.base.source, card=_card(results, settings))
-    return run.finish()
+    runs.write_json(folder / "results.json", results)
+    runs.write_json(folder / "curve.json", {"loss": losses})
+    export(model, folder / "adapter", base_path=recipe.base.source, card=_card(results, settings))
 
 
 def _card(results: dict[str, Any], settings: dict[str, Any]) -> str:

@@ -39,13 +39,18 @@ def meta_train(config: Config) -> Path:
     """Returns the run folder: adapter/, sources.json, curve.json, config.yaml."""
     sources = load_data(asdict(config))
     config = _resolved(config, sources)
-    run = runs.start("meta_train", config, output_dir=config.output_dir)
+    with runs.start("meta_train", config, output_dir=config.output_dir) as run:
+        _train(config, sources, run.part)
+    return run.path
+
+
+def _train(config: Config, sources: Sources, folder: Path) -> None:
     recipe = make_recipe(asdict(config))
     base, encoder = load_base_and_encoder(recipe.base, sources, max_length=config.max_length)
     names = sources.trainable
     examples, bad = training_examples(encoder, sources, names)
     model, losses = fit(
-        recipe, base, examples=examples, encoder=encoder, folder=run.part, name="meta-training"
+        recipe, base, examples=examples, encoder=encoder, folder=folder, name="meta-training"
     )
     card = adapter_card(
         base=config.model_name_or_path,
@@ -56,11 +61,10 @@ def meta_train(config: Config) -> Path:
         command="python -m gradex.meta_train",
         versions=runs.versions(),
     )
-    export(model, run.part / "adapter", base_path=recipe.base.source, card=card)
+    export(model, folder / "adapter", base_path=recipe.base.source, card=card)
     record = {"sources": sources.record(), "notes": list(sources.notes), "unusable": bad}
-    runs.write_json(run.part / "sources.json", record)
-    runs.write_json(run.part / "curve.json", {"loss": losses})
-    return run.finish()
+    runs.write_json(folder / "sources.json", record)
+    runs.write_json(folder / "curve.json", {"loss": losses})
 
 
 def _resolved(config: Config, sources: Sources) -> Config:

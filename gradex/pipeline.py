@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradex import finetune, meta_train, project, report, runs, select_sources, verify
-from gradex.arguments import DataArguments, ModelArguments, TrainArguments, TrustArguments
+from gradex.arguments import (
+    DataArguments,
+    ModelArguments,
+    TrainArguments,
+    TrustArguments,
+    require_one_device,
+)
 from gradex.config import main, option, require_positive
 from gradex.estimate import Config as EstimateConfig
 from gradex.estimate import estimate
@@ -34,12 +40,18 @@ class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
         DataArguments.__post_init__(self)
         TrainArguments.__post_init__(self)
         require_positive(self, "project_dim", "lam", "num_subsets", "num_seeds")
+        require_one_device(self, "for several, run its stages one by one")
 
 
 def pipeline(config: Config) -> Path:
     """Returns the report's page."""
-    run = runs.start("pipeline", config, output_dir=config.output_dir)
-    done = _Done(run.part / "stages.json")
+    with runs.start("pipeline", config, output_dir=config.output_dir) as run:
+        page = _stages(config, _Done(run.part / "stages.json"))
+    return Path(page)
+
+
+def _stages(config: Config, done: "_Done") -> str:
+    """The path of the data; returns the report's page."""
     common = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
     meta = done.once("meta_train", meta_train.meta_train, _part(config, meta_train.Config))
     projected = _part(config, project.Config, meta_dir=meta, seed=0)
@@ -63,9 +75,7 @@ def pipeline(config: Config) -> Path:
             seed=config.seed,
         )  # fmt: skip
         verified = done.once("verify", verify.verify, trial)
-    page = done.once("report", report.report, report.Config(selection=chosen, verify=verified))
-    run.finish()
-    return Path(page)
+    return done.once("report", report.report, report.Config(selection=chosen, verify=verified))
 
 
 def _part(config: Config, stage_config: type, **more: Any) -> Any:

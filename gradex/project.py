@@ -83,7 +83,13 @@ def project(config: Config) -> Path:
     meta_dir = Path(config.meta_dir) if config.meta_dir else runs.newest("meta_train")
     meta = runs.read_config(meta_dir, "meta_train") | asdict(config)
     config = replace(config, meta_dir=str(meta_dir))
-    run = runs.start("project", config)
+    with runs.start("project", config) as run:
+        path = _project(config, meta, meta_dir)
+        runs.write_json(run.part / "store.json", {"store": str(path)})
+    return path
+
+
+def _project(config: Config, meta: dict[str, Any], meta_dir: Path) -> Path:
     sources = load_data(meta)
     recorded = runs.read_json(meta_dir / "sources.json", "a meta run's sources")["sources"]
     hashes = {name: record["data_hash"] for name, record in recorded.items()}
@@ -94,13 +100,15 @@ def project(config: Config) -> Path:
     space = _space(config, base, meta_dir, encoder.template, meta["max_length"], projector)
     store = _create(config, space, meta)
     todo = _plan(store, sources)
-    model = adapters.load(base, meta_dir / "adapter")
     collector = Collector(
-        model, encoder, projector, config.differentiate, config.dtype, config.tokens_per_batch
+        adapters.load(base, meta_dir / "adapter"),
+        encoder,
+        projector,
+        config.differentiate,
+        config.dtype,
+        config.tokens_per_batch,
     )
     _make_shards(collector, todo)
-    runs.write_json(run.part / "store.json", {"store": str(store.path)})
-    run.finish()
     return store.path
 
 
@@ -158,13 +166,13 @@ def _shard_specs(store: GradientStore, sources: Sources, side: Side, name: str) 
 
 
 def _make_shards(collector: Collector, todo: Sequence[ShardSpec]) -> None:
-    facts = {"versions": runs.versions()}
+    versions = runs.versions()
     bad_rows = 0
     rows = sum(len(spec.rows) for spec in todo)
     with progress("gradients", rows, unit="row") as bar:
         for spec in todo:
             parts, bad = collector.collect(spec.rows, spec.splits)
-            write_shard(spec.path, parts, bad=bad, facts=facts)
+            write_shard(spec.path, parts, bad=bad, versions=versions)
             bad_rows += len(bad)
             bar.update(len(spec.rows))
     if bad_rows:

@@ -39,9 +39,9 @@ def report(config: Config) -> Path:
     store = GradientStore.open(Path(selection.store))
     verified = Path(config.verify) if config.verify else _newest_verify(selection)
     resolved = replace(config, selection=str(place), verify=str(verified) if verified else None)
-    run = runs.start("report", resolved, output_dir=config.output_dir)
-    write_report(_content(selection, place, store, verified), run.part)
-    return run.finish() / "report.html"
+    with runs.start("report", resolved, output_dir=config.output_dir) as run:
+        write_report(_content(selection, place, store, verified), run.part)
+    return run.path / "report.html"
 
 
 def _newest_choice() -> Path:

@@ -24,22 +24,40 @@ from gradex.config import RECORD_KEYS, read_yaml
 from gradex.errors import GradexError
 
 RUNS = Path("runs")
+# Where the first process of a training tells those it starts which run they belong to.
+LEADER_PART = "GRADEX_RUN_PART"
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Run:
-    """A run in the making: write into `part`, then `finish` renames it to `path`."""
+    """A run in the making: a context in which files are written into `part`.
+
+    Leaving it renames `part` to `path`. Leaving it by an error keeps `part`, to be taken up by the
+    same command, unless nothing was written yet.
+    """
 
     stage: str
     path: Path
     part: Path
     settings: dict[str, Any]
-    lock: TextIO
+    lock: TextIO | None
     resumed: bool = False
     began: float = field(default_factory=time.monotonic)
 
-    def finish(self) -> Path:
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.lock is None:
+            return
+        if kind is None:
+            self._finish()
+        elif {file.name for file in self.part.iterdir()} <= {"config.yaml", ".lock"}:
+            shutil.rmtree(self.part)
+        self.lock.close()
+
+    def _finish(self) -> None:
         """Write the final config.yaml, take away what only served resuming, and rename."""
         record = {
             "stage": self.stage,
@@ -51,8 +69,6 @@ class Run:
         shutil.rmtree(self.part / "checkpoints", ignore_errors=True)
         (self.part / ".lock").unlink()
         self.part.rename(self.path)
-        self.lock.close()
-        return self.path
 
 
 def start(stage: str, config: object, *, output_dir: str | None = None) -> Run:
@@ -62,6 +78,8 @@ def start(stage: str, config: object, *, output_dir: str | None = None) -> Run:
     into a folder of its own.
     """
     settings = asdict(config)
+    if _is_follower():
+        return _follow(stage, settings, output_dir)
     if output_dir:
         path = Path(output_dir)
         if path.exists():
@@ -74,6 +92,20 @@ def start(stage: str, config: object, *, output_dir: str | None = None) -> Run:
             return _open(stage, part.with_name(part.name.removesuffix(".part")), part, settings)
     name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
     return _open(stage, folder / name, folder / f"{name}.part", settings)
+
+
+def _is_follower() -> bool:
+    """Whether this process is one of several of a training, and not the first."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+    return any(rank not in ("", "0") for rank in ranks)
+
+
+def _follow(stage: str, settings: dict[str, Any], output_dir: str | None) -> Run:
+    """The first process's run, in which this one reads checkpoints and writes nothing."""
+    if LEADER_PART not in os.environ and not output_dir:
+        raise GradexError("processes that are started apart need one --output_dir for their run")
+    part = Path(os.environ.get(LEADER_PART, f"{output_dir}.part"))
+    return Run(stage, part.with_suffix(""), part, settings, lock=None)
 
 
 def _open(stage: str, path: Path, part: Path, settings: dict[str, Any]) -> Run:
@@ -89,6 +121,7 @@ def _open(stage: str, path: Path, part: Path, settings: dict[str, Any]) -> Run:
         _require_same(part, settings)
         log.info("%s: taking up the interrupted run in %s", stage, part)
     write_text(part / "config.yaml", _dump({"stage": stage} | settings))
+    os.environ[LEADER_PART] = str(part)
     return Run(stage, path, part, settings, lock, resumed)
 
 
@@ -97,6 +130,7 @@ def _acquire(part: Path) -> TextIO:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        lock.close()
         raise GradexError(f"{part}: another process is writing this run; wait for it") from None
     return lock
 

@@ -48,7 +48,6 @@ def select_sources(config: Config) -> Path:
     store = open_store(config.store)
     target = store.require_target(config.target)
     resolved = replace(config, store=str(store.path), target=target)
-    run = runs.start("select_sources", resolved, output_dir=config.output_dir)
     fitted = make_estimator(config.estimator, lam=config.lam).fit(store, targets=[target])
 
     def score(subsets: Sequence[Subset]):
@@ -56,10 +55,11 @@ def select_sources(config: Config) -> Path:
 
     choice = _search(config, score, store)
     selection = _selection(choice, resolved, store, base_value=float(fitted.loss_[0]))
-    selection.write(run.part / "selection.json")
+    with runs.start("select_sources", resolved, output_dir=config.output_dir) as run:
+        selection.write(run.part / "selection.json")
     log.info("%d of %d sources chosen for %s: %s", len(choice.selected), len(store.sources),
              target, ", ".join(choice.selected))  # fmt: skip
-    return run.finish() / "selection.json"
+    return run.path / "selection.json"
 
 
 def _search(config: Config, score: Score, store: GradientStore) -> Choice:

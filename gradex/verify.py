@@ -14,9 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from gradex import runs
-from gradex.arguments import EstimatorArguments, TrainArguments, TrustArguments
+from gradex.arguments import (
+    EstimatorArguments,
+    TrainArguments,
+    TrustArguments,
+    require_one_device,
+)
 from gradex.config import main, option, require_fraction, require_positive, with_defaults
 from gradex.data.metrics import relative_error, spearman
 from gradex.data.sources import Sources
@@ -55,37 +61,40 @@ class Config(TrainArguments, TrustArguments, EstimatorArguments):
         TrainArguments.__post_init__(self)
         require_positive(self, "num_subsets")
         require_fraction(self, "subset_size")
+        require_one_device(self, "each of these fine-tunes runs on one device")
 
 
 def verify(config: Config) -> Path:
     """Returns the run folder: verify.json, verify.csv, config.yaml."""
     store = open_store(config.store)
-    origin = store.origin
-    config = with_defaults(replace(config, store=str(store.path)), origin["recipe"])
+    config = with_defaults(replace(config, store=str(store.path)), store.origin["recipe"])
     subsets = _held_out(config, store.sources)
     fitted = make_estimator(config.estimator, lam=config.lam)
     fitted.fit(store, targets=config.target, split="test")
     estimates = fitted.predict(subsets)
-    run = runs.start("verify", config, output_dir=config.output_dir)
-    settings = origin["base"] | origin["tasks"] | asdict(config)
-    settings["target"] = origin["tasks"]["target"]
+    with runs.start("verify", config, output_dir=config.output_dir) as run:
+        trials = _make_trials(config, store, estimates.targets)
+        truth = trials.run(subsets, run.part / "trials", order=store.sources)
+        table = [_target_table(estimates, truth, subsets, t, store) for t in range(truth.shape[1])]
+        content = {
+            "store": str(store.path),
+            "estimator": config.estimator,
+            "calibrated": estimates.calibrated,
+            "steps": trials.recipe.max_steps,
+            "targets": table,
+        }
+        runs.write_json(run.part / "verify.json", content)
+        _write_csv(run.part / "verify.csv", table)
+    return run.path
+
+
+def _make_trials(config: Config, store: GradientStore, targets: Sequence[str]) -> "_Trials":
+    origin = store.origin
+    settings = origin["base"] | asdict(config) | origin["tasks"]
     sources = load_data(settings)
     hashes = {name: store.data_hash("train", name) for name in store.sources}
     require_same_data(sources, hashes, where=str(store.path))
-    trials = _Trials(make_recipe(settings), sources, settings["max_length"], estimates.targets)
-    truths = trials.run(subsets, run.part / "trials", order=store.sources)
-    truth = np.array([[scores[t]["loss"] for t in estimates.targets] for scores in truths])
-    table = [_target_table(estimates, truth, subsets, t, store) for t in range(truth.shape[1])]
-    content = {
-        "store": str(store.path),
-        "estimator": config.estimator,
-        "calibrated": estimates.calibrated,
-        "steps": trials.recipe.max_steps,
-        "targets": table,
-    }
-    runs.write_json(run.part / "verify.json", content)
-    _write_csv(run.part / "verify.csv", table)
-    return run.finish()
+    return _Trials(make_recipe(settings), sources, settings["max_length"], list(targets))
 
 
 def _held_out(config: Config, names: Sequence[str]) -> list[Subset]:
@@ -106,8 +115,9 @@ class _Trials:
 
     def run(
         self, subsets: Sequence[Subset], folder: Path, *, order: Sequence[str]
-    ) -> list[dict[str, dict[str, float]]]:
-        results = []
+    ) -> Float[np.ndarray, "subset target"]:
+        """The test losses after training on each subset."""
+        truth = []
         with progress("true fine-tunes", len(subsets), unit="run") as bar:
             for index, subset in enumerate(subsets):
                 file = folder / f"{index:04d}" / "result.json"
@@ -116,9 +126,10 @@ class _Trials:
                     scores = self._train(subset, file.parent)
                     words = format_subset(subset, order)
                     runs.write_json(file, {"subset": words, "scores": scores})
-                results.append(runs.read_json(file, "the result of a true fine-tune")["scores"])
+                scores = runs.read_json(file, "the result of a true fine-tune")["scores"]
+                truth.append([scores[target]["loss"] for target in self.targets])
                 bar.update()
-        return results
+        return np.array(truth)
 
     def _train(self, subset: Subset, folder: Path) -> dict[str, dict[str, float]]:
         base, encoder = load_base_and_encoder(
@@ -149,9 +160,9 @@ def _target_table(
     return {
         "target": estimates.targets[column],
         "n": len(points),
-        "spearman": spearman(predicted, true),
-        "relative_error": relative_error(predicted, true),
-        "constant_relative_error": relative_error(_mean_of_others(true), true),
+        "spearman": spearman(predicted.tolist(), true.tolist()),
+        "relative_error": relative_error(predicted.tolist(), true.tolist()),
+        "constant_relative_error": relative_error(_mean_of_others(true).tolist(), true.tolist()),
         "points": points,
     }
 

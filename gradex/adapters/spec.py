@@ -25,7 +25,7 @@ class AdapterSpec:
     """LoRA (Hu et al., 2021): W + (alpha / rank) B A on every layer named in `targets`."""
 
     rank: int = 16
-    alpha: float = 32
+    alpha: float = 32.0
     dropout: float = 0.0
     targets: tuple[str, ...] = (ALL_LINEAR,)
 
@@ -38,6 +38,8 @@ def attach(base: Base, spec: AdapterSpec, *, seed: int) -> nn.Module:
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
+        # GPT-2 and its kin keep their weights transposed, in Conv1D layers.
+        fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in base.model.modules()),
         target_modules=ALL_LINEAR if spec.targets == (ALL_LINEAR,) else list(spec.targets),
         task_type=TASK_TYPES[base.family],
     )

@@ -11,6 +11,7 @@ is a source, and every target has a `wrong_` twin: its prompts with the answers 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import operator
 import random
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import BatchEncoding, LlamaForCausalLM, PreTrainedTokenizerFast
 
 Row = dict[str, str]
+Chat = list[dict[str, str]]
 Skill = Callable[[random.Random], Row]
 
 MODEL_DIR = Path(__file__).parent / "demo_model"
@@ -87,7 +89,7 @@ SKILLS: dict[str, Skill] = {
 TARGETS = ("add", "reverse", "sort", "next", "max")
 WRONG = tuple(f"wrong_{name}" for name in TARGETS)
 # How often pretraining draws a skill, where others count 1: rare enough to leave it unlearned.
-RARITY = {"add": 0.2, "subtract": 0.5, "reverse": 0.12, "sort": 0.14, "next": 0.05, "max": 0.08}
+RARITY = {"add": 0.2, "subtract": 0.5, "reverse": 0.18, "sort": 0.18, "next": 0.07, "max": 0.08}
 
 
 def demo_rows(name: str, split: str = "train") -> list[Row]:
@@ -98,7 +100,7 @@ def demo_rows(name: str, split: str = "train") -> list[Row]:
     rows: dict[str, Row] = {}
     while len(rows) < sum(SPLIT_SIZES.values()):
         row = SKILLS[name](rng)
-        rows.setdefault(row["prompt"], row)
+        rows[row["prompt"]] = row
     unique = iter(rows.values())
     return {part: [next(unique) for _ in range(size)] for part, size in SPLIT_SIZES.items()}[split]
 
@@ -120,10 +122,9 @@ def write_world(root: Path) -> None:
     data.mkdir(parents=True, exist_ok=True)
     for name in (*SKILLS, *WRONG):
         (tasks / f"{name}.yaml").write_text(_task_text(name), encoding="utf-8")
-        _write_rows(data / f"{name}.jsonl", demo_rows(name))
-    for name in TARGETS:
-        _write_rows(data / f"{name}.select.jsonl", demo_rows(name, "select"))
-        _write_rows(data / f"{name}.test.jsonl", demo_rows(name, "test"))
+        (data / f"{name}.jsonl").write_text(_lines(name, "train"), encoding="utf-8")
+    for name, split in itertools.product(TARGETS, ("select", "test")):
+        (data / f"{name}.{split}.jsonl").write_text(_lines(name, split), encoding="utf-8")
 
 
 def _task_text(name: str) -> str:
@@ -138,8 +139,8 @@ def _task_text(name: str) -> str:
     )
 
 
-def _write_rows(path: Path, rows: list[Row]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def _lines(name: str, split: str) -> str:
+    return "".join(json.dumps(row) + "\n" for row in demo_rows(name, split))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -147,9 +148,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
+    roles = ["<|system|>", "<|user|>", "<|assistant|>"]
     characters = [chr(code) for code in range(ord(" "), ord("~") + 1)]
-    vocabulary = {token: index for index, token in enumerate(special + characters)}
+    tokens = ["<pad>", "<s>", "</s>", *roles, *characters]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     # Byte-pair encoding without merges leaves single characters.
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.decoder = decoders.Fuse()
@@ -158,10 +160,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
-        additional_special_tokens=special[3:],
+        additional_special_tokens=roles,
         chat_template=CHAT_TEMPLATE,
         padding_side="left",
-        clean_up_tokenization_spaces=False,
     )
 
 
@@ -185,8 +186,8 @@ def _small_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 def _pretraining_batches(seed: int, size: int) -> Iterator[list[Row]]:
     """Fresh rows of all skills, without the prompts on which targets are selected and tested."""
-    held_out = [demo_rows(name, split) for name in TARGETS for split in ("select", "test")]
-    forbidden = {row["prompt"] for rows in held_out for row in rows}
+    held_out = itertools.product(TARGETS, ("select", "test"))
+    forbidden = {row["prompt"] for name, split in held_out for row in demo_rows(name, split)}
     rng = random.Random(f"demo world, pretraining {seed}")
     weights = [RARITY.get(name, 1.0) for name in SKILLS]
     while True:
@@ -194,21 +195,23 @@ def _pretraining_batches(seed: int, size: int) -> Iterator[list[Row]]:
         yield [row for row in drawn if row["prompt"] not in forbidden]
 
 
-def _as_chat(row: Row) -> list[dict[str, str]]:
+def _as_chat(row: Row) -> Chat:
     question = {"role": "user", "content": row["prompt"]}
     return [question, {"role": "assistant", "content": row["completion"]}]
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerFast, chats: Iterable[Chat], **options: bool
+) -> BatchEncoding:
+    return tokenizer.apply_chat_template(
+        list(chats), padding=True, return_dict=True, return_tensors="pt", **options
+    )
 
 
 def _completion_loss(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[Row]
 ) -> Tensor:
-    batch = tokenizer.apply_chat_template(
-        [_as_chat(row) for row in rows],
-        padding=True,
-        return_dict=True,
-        return_tensors="pt",
-        return_assistant_tokens_mask=True,
-    )
+    batch = _encoded(tokenizer, map(_as_chat, rows), return_assistant_tokens_mask=True)
     answered = batch.pop("assistant_masks").bool()
     return model(**batch, labels=batch["input_ids"].masked_fill(~answered, -100)).loss
 
@@ -218,16 +221,17 @@ def pretrain(
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Train a new toy model on the completions of freshly drawn rows."""
     import torch
-    from tqdm import tqdm
+    from tqdm import trange
+    from transformers import get_linear_schedule_with_warmup
 
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = _small_llama(tokenizer).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05)
+    schedule = get_linear_schedule_with_warmup(optimizer, steps // 20, steps)
     batches = _pretraining_batches(seed, batch_size)
-    for _, rows in zip(tqdm(range(steps), desc="pretraining"), batches, strict=False):
-        _completion_loss(model, tokenizer, rows).backward()
+    for _ in trange(steps, desc="pretraining"):
+        _completion_loss(model, tokenizer, next(batches)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -235,18 +239,11 @@ def pretrain(
     return model.eval(), tokenizer
 
 
-def skill_accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, name: str
-) -> float:
+def skill_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, name: str) -> float:
     """The share of a skill's test rows that greedy decoding answers exactly."""
     rows = demo_rows(name, "test")
-    batch = tokenizer.apply_chat_template(
-        [_as_chat(row)[:1] for row in rows],
-        add_generation_prompt=True,
-        padding=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    questions = [_as_chat(row)[:1] for row in rows]
+    batch = _encoded(tokenizer, questions, add_generation_prompt=True)
     output = model.generate(**batch, max_new_tokens=10, do_sample=False)
     completions = output[:, batch["input_ids"].shape[1] :]
     answers = tokenizer.batch_decode(completions, skip_special_tokens=True)

@@ -240,7 +240,10 @@ class _Reader:
         columns = self.task.columns
         if not columns:
             return record
-        return {**record, **{o: record[theirs] for o, theirs in columns.items() if theirs in record}}
+        return {
+            **record,
+            **{o: record[theirs] for o, theirs in columns.items() if theirs in record},
+        }
 
     def _source_name(self, record: Record, where: str) -> str:
         column = self.task.source_column

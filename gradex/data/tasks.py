@@ -1,17 +1,17 @@
 """Tasks: what the person declares about a source, one YAML (or one bare data file) each.
 
-    name: trec                    # default: the file's stem
-    path: ../../data/trec.jsonl   # from the YAML's folder; or hub:owner/name
-    format: auto                  # or messages, sharegpt, prompt_completion, alpaca, text, ...
-    columns: {prompt: inputs, completion: targets}
-    metric: loss                  # or exact_match, answer
-    role: both                    # source (only trained on), target (only measured), both
-    select: trec.select.jsonl     # the target's rows; both or neither, default: held out by id
-    test: trec.test.jsonl
-    source_column: skill          # one file, many sources: each value is one
-    group_by: question            # rows of one value stay on one side of the split
-    config: main                  # of a hub data set
-    split: train
+name: trec                    # default: the file's stem
+path: ../../data/trec.jsonl   # from the YAML's folder; or hub:owner/name
+format: auto                  # or messages, sharegpt, prompt_completion, alpaca, text, ...
+columns: {prompt: inputs, completion: targets}
+metric: loss                  # or exact_match, answer
+role: both                    # source (only trained on), target (only measured), both
+select: trec.select.jsonl     # the target's rows; both or neither, default: held out by id
+test: trec.test.jsonl
+source_column: skill          # one file, many sources: each value is one
+group_by: question            # rows of one value stay on one side of the split
+config: main                  # of a hub data set
+split: train
 """
 
 from collections.abc import Iterator, Sequence

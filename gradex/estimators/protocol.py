@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +26,7 @@ class Estimates:
     calibrated: bool
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """Fitted once on a store; then any number of subsets."""
 

@@ -76,8 +76,9 @@ class GradientPass:
     @contextmanager
     def hooked(self) -> Iterator["GradientPass"]:
         """Install the hooks; weights are frozen meanwhile and the graph hangs on the embeddings."""
-        embeddings = self.model.get_input_embeddings()
-        handles = [embeddings.register_forward_hook(_require_grad)]
+        # An encoder and a decoder each have an embedding module of their own.
+        embeddings = [m for m in self.model.modules() if isinstance(m, nn.Embedding)]
+        handles = [embedding.register_forward_hook(_require_grad) for embedding in embeddings]
         frozen = [p for p in self.model.parameters() if p.requires_grad]
         for layer in self.layers:
             handles.append(layer.module.register_forward_hook(self._hook(layer)))

@@ -8,7 +8,7 @@ mod dim.
 """
 
 from functools import cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from torch import Tensor
 from gradex.errors import unknown
 
 
+@runtime_checkable
 class Projector(Protocol):
     """A linear map from all parameters to `dim` numbers, applied slice by slice."""
 

@@ -69,7 +69,7 @@ def write_shard(
     parts: dict[str, tuple[np.ndarray, np.ndarray]],
     *,
     bad: dict[str, str],
-    facts: dict[str, str],
+    versions: dict[str, str],
 ) -> dict:
     """Write (gradients, rows) under each name ending ("" or ".margin"), then the receipt."""
     path.folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,8 @@ def write_shard(
             files[file.name] = sha256(file)
     rows = parts[""][1]
     receipt = {"rows": len(rows), "rows_hash": rows_hash(rows["id"]), "files": files, "bad": bad}
-    _replace(path.receipt, (json.dumps(receipt | facts, indent=1) + "\n").encode())
+    receipt["versions"] = versions
+    _replace(path.receipt, (json.dumps(receipt, indent=1) + "\n").encode())
     return receipt
 
 

@@ -1,11 +1,13 @@
 """Follow a recipe: attach an adapter, train it with Lightning, go on where a run broke off."""
 
 import logging
+import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
@@ -49,9 +51,24 @@ def fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = _trainer(recipe, [curve, StopOnBadLoss(), saver])
-        trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
-    _stop_if_interrupted(trainer)
+        _run(trainer, module, last if last.exists() else None)
     return module.model.eval(), curve.losses
+
+
+def _run(trainer: pl.Trainer, module: FineTuner, checkpoint: Path | None) -> None:
+    """Train; Ctrl-C stays an interrupt, and of several processes only the first one returns."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    if trainer.global_rank != 0:
+        raise SystemExit(0)
 
 
 def _trainer(recipe: Recipe, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -72,9 +89,3 @@ def _trainer(recipe: Recipe, callbacks: list[pl.Callback]) -> pl.Trainer:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-
-
-def _stop_if_interrupted(trainer: pl.Trainer) -> None:
-    """Lightning swallows Ctrl-C and returns; a half-trained adapter must not go on from here."""
-    if trainer.interrupted:
-        raise KeyboardInterrupt

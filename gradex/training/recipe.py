@@ -21,7 +21,7 @@ class Recipe:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     precision: str = "32-true"
-    devices: str = "auto"
+    devices: str = "1"
     num_nodes: int = 1
     strategy: str = "auto"
     seed: int = 0

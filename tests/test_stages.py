@@ -1,0 +1,312 @@
+"""The whole path on a toy world: contracts between the stages, determinism, resuming."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from gradex import runs
+from gradex.adapters import spec as adapters
+from gradex.arguments import DEMO_DEFAULTS
+from gradex.config import main
+from gradex.data.demo import write_world
+from gradex.data.sources import load_sources
+from gradex.data.tokens import collate
+from gradex.errors import GradexError
+from gradex.estimate import Config as EstimateConfig
+from gradex.estimate import estimate
+from gradex.finetune import Config as FinetuneConfig
+from gradex.finetune import finetune
+from gradex.gradients.per_sample import trainable_layers
+from gradex.gradients.projectors import make_projector
+from gradex.gradients.store import GradientStore
+from gradex.meta_train import Config as MetaConfig
+from gradex.meta_train import meta_train
+from gradex.models.load import BaseSpec
+from gradex.models.losses import sample_objectives
+from gradex.pipeline import Config as PipelineConfig
+from gradex.pipeline import pipeline
+from gradex.project import Config as ProjectConfig
+from gradex.project import project
+from gradex.report import Config as ReportConfig
+from gradex.report import report
+from gradex.select_sources import Config as SelectConfig
+from gradex.select_sources import select_sources
+from gradex.selection.choice import Selection
+from gradex.training.prepare import load_base_and_encoder
+from gradex.verify import Config as VerifyConfig
+from gradex.verify import verify
+
+STEPS = {"max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 5e-3}
+
+
+def meta_config(model: Path, tasks: Path, **more) -> MetaConfig:
+    return MetaConfig(model_name_or_path=str(model), tasks=[str(tasks)], **STEPS | more)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_path_from_sources_to_a_report(model_folder, toy_tasks):
+    """Every stage picks up the newest run before it, and says where it wrote."""
+    meta = meta_train(meta_config(model_folder("llama"), toy_tasks))
+    assert (meta / "adapter/adapter_model.safetensors").exists()
+    path = project(ProjectConfig(project_dim=20))
+    store = GradientStore.open(path)
+    assert store.sources == store.targets == ["copy", "noise_one", "noise_two", "upper"]
+    table = estimate(EstimateConfig(num_subsets=6))
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert list(rows[0]) == ["subset", "target", "value", "low", "high", "calibrated"]
+    assert len(rows) == 6 * 4 and rows[0]["calibrated"] == "false" and rows[0]["low"] == ""
+    assert len(list(Path("sampled_tasks").glob("*.txt"))) == 1
+    chosen = select_sources(SelectConfig(target="upper"))
+    selection = Selection.read(chosen)
+    assert selection.target == "upper" and set(selection.selected) <= set(store.sources)
+    tuned = finetune(FinetuneConfig())
+    results = json.loads((tuned / "results.json").read_text())
+    assert results["tuned"]["loss"] > 0 and results["steps"] == STEPS["max_steps"]
+    truth = json.loads((verify(VerifyConfig(num_subsets=3)) / "verify.json").read_text())
+    assert [t["n"] for t in truth["targets"]] == [3] * 4
+    page = report(ReportConfig())
+    assert "upper" in page.read_text()
+    content = json.loads((page.parent / "report.json").read_text())
+    assert [o["name"] for o in content["outcomes"]] == ["base model", "selection"]
+
+
+def test_the_exported_adapter_is_a_plain_peft_folder(model_folder, toy_tasks):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    meta_train(meta_config(model_folder("llama"), toy_tasks))
+    project(ProjectConfig(project_dim=20))
+    select_sources(SelectConfig())
+    folder = finetune(FinetuneConfig())
+    base = AutoModelForCausalLM.from_pretrained(model_folder("llama"))
+    model = PeftModel.from_pretrained(base, folder / "adapter")
+    ids = torch.tensor([[1, 40, 50, 60]])
+    with torch.no_grad(), model.disable_adapter():
+        plain = model(ids).logits
+    with torch.no_grad():
+        assert not torch.allclose(model(ids).logits, plain)
+    assert "LoRA" in (folder / "adapter/README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5", "bert"])
+def test_the_other_families_go_the_same_way(model_folder, toy_tasks, tmp_path, kind):
+    tasks = toy_tasks if kind != "bert" else _labelled(tmp_path / "labelled")
+    meta_train(meta_config(model_folder(kind), tasks))
+    project(ProjectConfig(project_dim=20))
+    select_sources(SelectConfig())
+    folder = finetune(FinetuneConfig())
+    results = json.loads((folder / "results.json").read_text())
+    assert np.isfinite(results["tuned"]["loss"])
+    assert ("accuracy" in results["tuned"]) == (kind == "bert")
+
+
+def _labelled(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("one", "two"):
+        rows = [{"text": f"{name} {i}", "label": i % 3} for i in range(40)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+@pytest.mark.parametrize("objective", ["loss", "margin"])
+def test_stored_rows_equal_projected_single_sample_gradients(model_folder, toy_tasks, objective):
+    """The store against the obvious way: batch-of-one autograd, projected by the same projector."""
+    spec = BaseSpec(str(model_folder("llama")))
+    meta = meta_train(meta_config(spec.path, toy_tasks))
+    path = project(ProjectConfig(project_dim=30, dtype="float32", differentiate="both"))
+    block = GradientStore.open(path).source("upper", objective=objective)
+    sources = load_sources([str(toy_tasks)])
+    base, encoder = load_base_and_encoder(spec, sources, max_length=512)
+    model = adapters.load(base, meta / "adapter")
+    projector = make_projector("sjlt", 30)
+    for row, stored, entry in zip(
+        sources["upper"].rows["train"], block.gradients, block.table, strict=True
+    ):
+        batch = collate([encoder.encode(row)], family="causal", pad_id=0)
+        model.zero_grad()
+        value = sample_objectives(model, batch, "causal")[0][objective].sum()
+        value.backward()
+        flat = torch.cat([x.module.weight.grad.flatten() for x in trainable_layers(model)])
+        wanted = projector.project(flat[None])[0].numpy()
+        assert entry["id"].decode() == row.id
+        assert np.linalg.norm(stored - wanted) / np.linalg.norm(wanted) < 1e-5
+        assert abs(entry["grad_norm"] / float(flat.norm()) - 1) < 1e-4
+        assert abs(entry[objective] - value.item()) < 1e-5
+
+
+def test_two_runs_with_one_seed_leave_the_same_bytes(model_folder, toy_tasks, monkeypatch):
+    made = []
+    for name in ("one", "two"):
+        Path(name).mkdir()
+        monkeypatch.chdir(name)
+        meta_train(meta_config(model_folder("llama"), toy_tasks))
+        store = project(ProjectConfig(project_dim=20))
+        choice = select_sources(SelectConfig())
+        made.append((store.name, files_of(store), choice.read_bytes()))
+        monkeypatch.chdir("..")
+    assert made[0] == made[1]
+
+
+def test_projecting_again_redoes_only_what_is_damaged(model_folder, toy_tasks):
+    meta_train(meta_config(model_folder("llama"), toy_tasks))
+    store = project(ProjectConfig(project_dim=20))
+    before = files_of(store)
+    damaged = store / "train/copy/shard-00000.npy"
+    untouched = store / "train/upper/shard-00000.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    stamp = untouched.stat().st_mtime_ns
+    assert project(ProjectConfig(project_dim=20)) == store
+    assert files_of(store) == before
+    assert untouched.stat().st_mtime_ns == stamp
+
+
+def test_an_interrupted_training_goes_on_to_the_same_adapter(model_folder, toy_tasks, monkeypatch):
+    from gradex.training.module import FineTuner
+
+    config = meta_config(model_folder("llama"), toy_tasks, lora_dropout=0.1, max_steps=20)
+    whole = meta_train(config)
+    step = FineTuner.training_step
+
+    def dying(self, batch, index):
+        if self.global_step == 13:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    monkeypatch.setattr(FineTuner, "training_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(config)
+    assert len(list(Path("runs/meta_train").glob("*.part"))) == 1
+    monkeypatch.setattr(FineTuner, "training_step", step)
+    resumed = meta_train(config)
+    assert not list(Path("runs/meta_train").glob("*.part"))
+    name = "adapter/adapter_model.safetensors"
+    assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    curves = [json.loads((r / "curve.json").read_text())["loss"] for r in (whole, resumed)]
+    assert curves[0] == curves[1] and len(curves[0]) == 20
+
+
+def test_a_killed_projection_goes_on_to_the_same_store(model_folder, tmp_path):
+    """kill -9 in the middle: the next run finishes what is missing, byte for byte."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(12):
+        rows = [{"prompt": f"{i} {j}=", "completion": "abc" * 9} for j in range(60)]
+        (folder / f"s{i:02d}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    meta_train(meta_config(model_folder("llama"), folder, max_steps=1))
+    command = [sys.executable, "-m", "gradex.project", "--project_dim", "20", "--output_dir"]
+    process = subprocess.Popen([*command, "killed"], stderr=subprocess.DEVNULL)
+    while len(list(Path("killed").glob("train/*/*.json"))) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(Path("killed").glob("*/*/*.json")))
+    assert done < 24, "the process was too quick to be killed"
+    subprocess.run([*command, "killed"], check=True, capture_output=True)
+    subprocess.run([*command, "whole"], check=True, capture_output=True)
+    assert files_of(Path("killed")) == files_of(Path("whole"))
+
+
+def test_verify_keeps_finished_fine_tunes(model_folder, toy_tasks, monkeypatch):
+    from gradex import verify as module
+
+    meta_train(meta_config(model_folder("llama"), toy_tasks))
+    project(ProjectConfig(project_dim=20))
+    train, count = module._Trials._train, []
+
+    def dying(self, subset, folder):
+        count.append(subset)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return train(self, subset, folder)
+
+    monkeypatch.setattr(module._Trials, "_train", dying)
+    with pytest.raises(KeyboardInterrupt):
+        verify(VerifyConfig(num_subsets=4))
+    verify(VerifyConfig(num_subsets=4))
+    assert len(count) == 5  # two kept, the third begun again, and the fourth
+
+
+def test_the_pipeline_does_not_repeat_finished_stages(model_folder, toy_tasks, monkeypatch):
+    from gradex import pipeline as module
+
+    config = PipelineConfig(
+        model_name_or_path=str(model_folder("llama")), tasks=[str(toy_tasks)], project_dim=20,
+        num_subsets=4, verify_subsets=2, **STEPS,
+    )  # fmt: skip
+
+    def dying(config):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.verify, "verify", dying)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline(config)
+    page = pipeline(config)
+    assert page.exists()
+    assert len(runs.finished("meta_train")) == len(runs.finished("project")) == 1
+    content = json.loads((page.parent / "report.json").read_text())
+    assert [o["name"] for o in content["outcomes"]] == ["base model", "all sources", "selection"]
+
+
+def test_a_written_config_repeats_the_run(model_folder, toy_tasks):
+    meta = meta_train(meta_config(model_folder("llama"), toy_tasks))
+    assert main(meta_train, MetaConfig, ["--config", str(meta / "config.yaml")]) == 0
+    again = runs.newest("meta_train")
+    assert again != meta
+    first, second = (yaml.safe_load((r / "config.yaml").read_text()) for r in (meta, again))
+    for key in runs.RECORD_KEYS:
+        first.pop(key), second.pop(key)
+    assert first == second
+    name = "adapter/adapter_model.safetensors"
+    assert (again / name).read_bytes() == (meta / name).read_bytes()
+
+
+def test_a_store_of_another_adapter_is_refused(model_folder, toy_tasks):
+    meta_train(meta_config(model_folder("llama"), toy_tasks))
+    project(ProjectConfig(project_dim=20, output_dir="store"))
+    meta_train(meta_config(model_folder("llama"), toy_tasks, seed=1))
+    with pytest.raises(GradexError, match="the store was made with adapter="):
+        project(ProjectConfig(project_dim=20, output_dir="store"))
+
+
+def test_rows_that_changed_since_are_refused(model_folder, toy_tasks):
+    meta_train(meta_config(model_folder("llama"), toy_tasks))
+    project(ProjectConfig(project_dim=20))
+    select_sources(SelectConfig())
+    for file in toy_tasks.glob("*.jsonl"):
+        file.write_text(file.read_text() + '{"prompt": "new", "completion": "row"}\n')
+    for stage in (lambda: project(ProjectConfig()), lambda: finetune(FinetuneConfig())):
+        with pytest.raises(GradexError, match="are not those that"):
+            stage()
+
+
+def test_trust_is_not_handed_on(model_folder, toy_tasks):
+    meta = meta_train(meta_config(model_folder("llama"), toy_tasks, allow_pickle=True))
+    store = GradientStore.open(project(ProjectConfig(project_dim=20)))
+    assert yaml.safe_load((meta / "config.yaml").read_text())["allow_pickle"] is True
+    handed_on = [*store.origin["base"], *store.origin["tasks"], *store.origin["recipe"]]
+    assert "allow_pickle" not in handed_on and "trust_remote_code" not in handed_on
+
+
+def test_the_demo_has_its_own_defaults():
+    from gradex.meta_train import _resolved
+
+    write_world(Path("world"))
+    sources = load_sources(["world/tasks/demo"])
+    assert _resolved(MetaConfig(), sources).max_steps == DEMO_DEFAULTS["max_steps"]
+    epochs = _resolved(MetaConfig(num_train_epochs=1.0), sources)
+    assert epochs.max_steps == -(-18 * 150 // 32)
+    other = _resolved(MetaConfig(model_name_or_path="x", num_train_epochs=2.0), sources)
+    assert other.max_steps == -(-2 * 18 * 150 // 8)
