@@ -7,6 +7,7 @@ the `config.yaml` that a run leaves behind is such a file, so that `--config` re
 import logging
 import sys
 import warnings
+from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields
 from pathlib import Path
@@ -95,12 +96,22 @@ def _parser(config_class: type, stage: str):
         def error(self, message: str):
             raise GradexError(f"{message} (`gradex {stage} --help` lists the flags)")
 
-    description = sys.modules[config_class.__module__].__doc__
     parser = Parser(
-        config_class, prog=f"gradex {stage}", description=description, allow_abbrev=False
+        config_class,
+        prog=f"gradex {stage}",
+        description=sys.modules[config_class.__module__].__doc__,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", help="YAML file with values for these flags; flags win")
     return parser
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults behind every help line; where the default is None, the line says what that means."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def _parse_all(parser, argv: Sequence[str], where: str = ""):

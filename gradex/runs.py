@@ -110,6 +110,8 @@ def _follow(stage: str, settings: dict[str, Any], output_dir: str | None) -> Run
 
 def _open(stage: str, path: Path, part: Path, settings: dict[str, Any]) -> Run:
     resumed = part.exists()
+    if resumed:
+        _require_same(part, settings)
     try:
         part.mkdir(parents=True, exist_ok=True)
         lock = _acquire(part)
@@ -118,7 +120,6 @@ def _open(stage: str, path: Path, part: Path, settings: dict[str, Any]) -> Run:
             f"cannot write to {part.parent}: {error.strerror}; name another --output_dir"
         ) from None
     if resumed:
-        _require_same(part, settings)
         log.info("%s: taking up the interrupted run in %s", stage, part)
     write_text(part / "config.yaml", _dump({"stage": stage} | settings))
     os.environ[LEADER_PART] = str(part)

@@ -51,7 +51,7 @@ class Config(TrainArguments, TrustArguments, EstimatorArguments):
     subset_size: float | None = option(
         None, "their size as a share of the sources; default: a half, a quarter, three quarters"
     )
-    subsets: str | None = option(None, "a file of subsets instead, one a line")
+    subsets: str | None = option(None, "a file of subsets, one a line; default: random ones")
     target: list[str] | None = option(None, "targets to measure; default: all of the store")
     subset_seed: int = option(1, "seed of the random subsets")
     output_dir: str | None = option(None, "the run's folder; default: runs/verify/UTC-TIME")

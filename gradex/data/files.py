@@ -34,33 +34,55 @@ def read_records(
         return _from_pickle(file, allow_pickle)
     if file.suffix not in READERS:
         raise unknown("kind of file", file.suffix or file.name, READERS, where=str(file))
-    return READERS[file.suffix](file)
+    return _decoded(file)
+
+
+def _decoded(file: Path) -> Iterator[tuple[str, Record]]:
+    try:
+        yield from READERS[file.suffix](file)
+    except UnicodeDecodeError:
+        raise GradexError(f"{_first_undecodable(file)}; save it as UTF-8") from None
+
+
+def _first_undecodable(file: Path) -> str:
+    """Text is decoded in blocks of many lines, so the line of the wrong byte is looked up here."""
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f"{file}:{number}: not UTF-8 text (byte {line[error.start]:#x})"
+    return f"{file}: not UTF-8 text"
 
 
 def _from_jsonl(file: Path) -> Iterator[tuple[str, Record]]:
-    with open(file, encoding="utf-8-sig", errors="strict") as lines:
-        number = 0
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{file}:{number}", _object(line, f"{file}:{number}")
-        except UnicodeDecodeError as error:
-            raise GradexError(
-                f"{file}:{number + 1}: not UTF-8 text (byte {error.object[error.start]:#x})"
-            ) from None
+    with open(file, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{file}:{number}", _object(line, f"{file}:{number}")
 
 
 def _object(text: str, where: str) -> Record:
     try:
-        value = json.loads(text)
+        value = _parse(text, where)
     except json.JSONDecodeError as error:
         raise GradexError(
             f"{where}: not valid JSON ({error.msg}, column {error.colno}); expected one object "
             "per line"
         ) from None
+    return _mapping(value, where)
+
+
+def _parse(text: str, where: str) -> Any:
+    """JSON, where what breaks the parser without being a syntax error is a sentence too."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
     except RecursionError:
         raise GradexError(f"{where}: JSON nested too deeply") from None
-    return _mapping(value, where)
+    except ValueError as error:  # a whole number of thousands of digits
+        raise GradexError(f"{where}: JSON that cannot be read ({_first(error)})") from None
 
 
 def _mapping(value: Any, where: str) -> Record:
@@ -71,9 +93,7 @@ def _mapping(value: Any, where: str) -> Record:
 
 def _from_json(file: Path) -> Iterator[tuple[str, Record]]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise GradexError(f"{file}: not UTF-8 text (byte {error.start})") from None
+        content = _parse(file.read_text(encoding="utf-8-sig"), str(file))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             yield from _from_jsonl(file)
@@ -82,7 +102,14 @@ def _from_json(file: Path) -> Iterator[tuple[str, Record]]:
     if isinstance(content, Mapping) and isinstance(content.get("data"), list):
         content = content["data"]
     if not isinstance(content, list):
-        raise GradexError(f"{file}: found {type(content).__name__}, expected a list of objects")
+        raise GradexError(
+            f"{file}: found {type(content).__name__}, expected a list of objects, alone or under "
+            "the key `data`; one object a line is a .jsonl file"
+        )
+    yield from _items(content, file)
+
+
+def _items(content: list[Any], file: Path) -> Iterator[tuple[str, Record]]:
     for index, value in enumerate(content):
         yield f"{file}[{index}]", _mapping(value, f"{file}[{index}]")
 
@@ -93,9 +120,8 @@ def _from_csv(file: Path) -> Iterator[tuple[str, Record]]:
         reader = csv.DictReader(lines)
         try:
             for record in reader:
-                record.pop(None, None)
                 yield f"{file}:{reader.line_num}", record
-        except (csv.Error, UnicodeDecodeError) as error:
+        except csv.Error as error:
             raise GradexError(f"{file}:{reader.line_num + 1}: not valid CSV ({error})") from None
 
 
@@ -122,19 +148,23 @@ def _from_saved_dataset(folder: Path, split: str | None) -> Iterator[tuple[str, 
         raise GradexError(f"{folder}: not a saved data set ({_first(error)})") from None
     if isinstance(data, DatasetDict):
         data = _split_of(data, split, str(folder))
-    for number, record in enumerate(data):
+    # A saved data set remembers a numpy or torch format; rows are read as plain values.
+    for number, record in enumerate(data.with_format(None)):
         yield f"{folder} row {number}", record
 
 
 def _from_hub(name: str, config: str | None, split: str | None) -> Iterator[tuple[str, Record]]:
     from datasets import load_dataset
 
+    where = f"{HUB_PREFIX}{name}"
     try:
         data = load_dataset(name, config, streaming=True)
-    except Exception as error:  # the hub client raises many unrelated types
-        raise GradexError(f"{HUB_PREFIX}{name}: cannot be loaded ({_first(error)})") from None
-    for number, record in enumerate(_split_of(data, split, f"{HUB_PREFIX}{name}")):
-        yield f"{HUB_PREFIX}{name} row {number}", record
+        for number, record in enumerate(_split_of(data, split, where)):
+            yield f"{where} row {number}", record
+    except GradexError:
+        raise
+    except Exception as error:  # the hub client raises many unrelated types, while it streams too
+        raise GradexError(f"{where}: cannot be loaded ({_first(error)})") from None
 
 
 def _split_of(data: Mapping[str, Any], split: str | None, where: str) -> Any:
@@ -150,14 +180,16 @@ def _from_pickle(file: Path, allow_pickle: bool) -> Iterator[tuple[str, Record]]
             f"{file}: a pickle file can run code when it is read; convert it to jsonl, or pass "
             "--allow_pickle if you made it yourself"
         )
-    with open(file, "rb") as stream:
-        content = pickle.load(stream)
+    try:
+        with open(file, "rb") as stream:
+            content = pickle.load(stream)
+    except Exception as error:  # unpickling runs code, which raises what it likes
+        raise GradexError(f"{file}: not a readable pickle file ({_first(error)})") from None
     if hasattr(content, "to_dict") and hasattr(content, "columns"):
         content = content.to_dict("records")
     if not isinstance(content, list):
         raise GradexError(f"{file}: found {type(content).__name__}, expected a list of records")
-    for index, value in enumerate(content):
-        yield f"{file}[{index}]", _mapping(value, f"{file}[{index}]")
+    yield from _items(content, file)
 
 
 def _first(error: Exception) -> str:

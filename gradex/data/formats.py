@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from gradex.errors import GradexError, unknown
 
 Record = Mapping[str, Any]
 Messages = tuple[tuple[str, str], ...]
+
+_as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
@@ -51,8 +54,7 @@ def _conversation(record: Record) -> Messages:
 
 def _sharegpt(record: Record) -> Messages:
     turns = _turns(record["conversations"], role="from", content="value")
-    system = record.get("system")
-    return (("system", system), *turns) if isinstance(system, str) and system else turns
+    return turns if turns[0][0] == "system" else (*_system(record), *turns)
 
 
 def _prompt_completion(record: Record) -> Messages:
@@ -64,14 +66,24 @@ def _prompt_completion(record: Record) -> Messages:
 
 
 def _alpaca(record: Record) -> Messages:
-    parts = [_text(record["instruction"], "instruction"), record.get("input") or ""]
+    parts = [_text(record["instruction"], "instruction"), _text(record.get("input"), "input")]
     question = "\n\n".join(part for part in parts if part)
+    answer = _text(record["output"], "output")
+    return (*_system(record), *_history(record), ("user", question), ("assistant", answer))
+
+
+def _system(record: Record) -> Messages:
+    system = _text(record.get("system"), "system")
+    return (("system", system),) if system else ()
+
+
+def _history(record: Record) -> Messages:
     turns: list[tuple[str, str]] = []
-    if record.get("system"):
-        turns.append(("system", _text(record["system"], "system")))
-    for asked, told in record.get("history") or []:
-        turns += [("user", asked), ("assistant", told)]
-    return (*turns, ("user", question), ("assistant", _text(record["output"], "output")))
+    for pair in record.get("history") or ():
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise BadRow("history is not pairs of a question and its answer")
+        turns += zip(("user", "assistant"), (_text(said, "history") for said in pair), strict=True)
+    return tuple(turns)
 
 
 def _plain_text(record: Record) -> Messages:
@@ -91,6 +103,12 @@ FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Record], Messages]]] = {
     "labelled_text": (("text", "label"), _labelled_text),
     "text": (("text",), _plain_text),
 }
+
+# All that a record is asked for: the names that `columns:` of a task may map.
+COLUMNS = [
+    *dict.fromkeys(column for needed, _ in FORMATS.values() for column in needed),
+    "input", "system", "history", "answer",
+]  # fmt: skip
 
 
 def _said(content: Any) -> dict[str, Any]:
@@ -113,11 +131,38 @@ def _turn(turn: Any, *, role: str, content: str) -> tuple[str, str]:
 
 
 def _text(value: Any, name: str) -> str:
-    if value is None:
+    if is_absent(value):
         return ""
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise BadRow(f"{name} is {type(value).__name__}, not text")
-    return str(value)
+    text = str(value)
+    if not text.isascii() and not _is_unicode(text):
+        raise BadRow(f"{name} is not valid Unicode (half of a surrogate pair)")
+    return text
+
+
+def is_absent(value: Any) -> bool:
+    """Nothing, as JSON, CSV and pandas (which writes nan) say it."""
+    return value is None or (isinstance(value, str) and not value) or value != value
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def column_names(record: Iterable[Any]) -> str:
+    """The columns for a message; None holds what a CSV line has beyond its columns."""
+    return ", ".join(sorted(str(name) for name in record if name is not None))
 
 
 def sniff(columns: Iterable[str], where: str) -> str:
@@ -128,8 +173,8 @@ def sniff(columns: Iterable[str], where: str) -> str:
             return name
     known = "; ".join(f"{name} ({', '.join(needed)})" for name, (needed, _) in FORMATS.items())
     raise GradexError(
-        f"{where}: found the columns {', '.join(sorted(map(str, found)))}, expected those of a "
-        f"known format: {known}; map yours with `columns:` in a task YAML"
+        f"{where}: found the columns {column_names(found)}, expected those of a known format: "
+        f"{known}; map yours with `columns:` in a task YAML"
     )
 
 
@@ -141,7 +186,7 @@ def require_columns(record: Record, format: str, where: str) -> None:
     if missing:
         raise GradexError(
             f"{where}: column '{missing[0]}' is missing for format {format}; found "
-            f"{', '.join(sorted(map(str, record)))}; map your names with `columns:` in a task YAML"
+            f"{column_names(record)}; map your names with `columns:` in a task YAML"
         )
 
 
@@ -151,29 +196,49 @@ def to_row(record: Record, format: str, *, group_by: str | None = None) -> Row:
     missing = [name for name in needed if name not in record]
     if missing:
         raise BadRow(f"no column '{missing[0]}'")
+    if None in record:
+        raise BadRow("more cells than columns (quote cells that hold commas)")
     messages = convert(record)
     label = _label(record["label"]) if format == "labelled_text" else None
-    if label is None and messages[-1][0] != "assistant":
-        raise BadRow("the last message is not the assistant's")
-    if not (messages[-1][1] if label is None else label).strip():
-        raise BadRow("empty completion")
-    if group_by and record.get(group_by) in (None, ""):
+    if label is None:
+        _check_completion(messages)
+    if group_by and is_absent(record.get(group_by)):
         raise BadRow(f"no value in group_by column '{group_by}'")
-    answer = record.get("answer")
     return Row(
         id=content_id(messages, label),
         messages=messages,
         label=label,
-        answer=str(answer) if isinstance(answer, str | int | float) else None,
+        answer=_answer(record.get("answer")),
         group=str(record[group_by]) if group_by else None,
     )
 
 
+def _check_completion(messages: Messages) -> None:
+    role, text = messages[-1]
+    if role != "assistant":
+        raise BadRow("the last message is not the assistant's")
+    if not text.strip():
+        raise BadRow("empty completion")
+
+
 def _label(value: Any) -> str:
-    return str(int(value)) if isinstance(value, bool) else _text(value, "label")
+    """One class has one name, however the file's types spell it: True, 1 and 1.0 are 1."""
+    value = _plain(value)
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    label = _text(value, "label")
+    if not label.strip():
+        raise BadRow("no label")
+    return label
+
+
+def _answer(value: Any) -> str | None:
+    """The reference of the metric, where the row has one that can be compared."""
+    value = None if is_absent(value) else _plain(value)
+    return str(value) if isinstance(value, str | int | float) else None
 
 
 def content_id(messages: Messages, label: str | None = None) -> str:
     """128 bits of the content as hex: the row's identity, wherever it came from."""
-    content = json.dumps([messages, label], ensure_ascii=False, separators=(",", ":"))
+    content = _as_json((messages, label))
     return xxhash.xxh3_128_hexdigest(content.encode("utf-8", "surrogatepass"))
