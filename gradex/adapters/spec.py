@@ -70,7 +70,7 @@ def load(base: Base, folder: Path) -> nn.Module:
         raise GradexError(f"{folder}: not an adapter folder (it has no adapter_model.safetensors)")
     try:
         return PeftModel.from_pretrained(base.model, folder, is_trainable=True).eval()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise GradexError(f"{folder}: the adapter does not fit this base model ({first})") from None
 
@@ -78,7 +78,8 @@ def load(base: Base, folder: Path) -> nn.Module:
 def export(model: nn.Module, folder: Path, *, base_path: str, card: str) -> None:
     """A plain peft folder with a model card, loadable with `PeftModel.from_pretrained`."""
     model.peft_config["default"].base_model_name_or_path = base_path
-    model.save_pretrained(folder)
+    # Embeddings are never trained here; peft would ask the hub whether they were resized.
+    model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ come from safetensors files; code or pickles that a model brings are refused unl
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from gradex.data.demo import MODEL_DIR
 from gradex.data.tokens import Family
 from gradex.errors import GradexError
 
+log = logging.getLogger(__name__)
 DEMO = "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -154,6 +156,8 @@ def _load_model(spec: BaseSpec, config, family: Family, labels: Sequence[str] | 
     }
     if family == "classifier" and labels and not set(labels) <= set(config.label2id):
         config.num_labels = len(labels)
+        arguments["ignore_mismatched_sizes"] = True
+        log.info("%s: a new classification head for %d classes", spec.path, len(labels))
     if spec.qlora:
         arguments |= _quantised()
     try:

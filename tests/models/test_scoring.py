@@ -1,0 +1,53 @@
+"""Scores do not depend on the batches they are made in, and greedy texts are those of one row."""
+
+import numpy as np
+import pytest
+import torch
+
+from gradex.data.formats import to_row
+from gradex.data.tokens import Encoder, encode_all
+from gradex.models.load import BaseSpec, load_base
+from gradex.models.scoring import generate, row_losses, score
+
+ROWS = [
+    to_row({"prompt": "x" * n + "=", "completion": "yz" * (1 + n % 3)}, "prompt_completion")
+    for n in (1, 7, 3, 12, 5)
+]
+
+
+@pytest.fixture
+def loaded(model_folder):
+    def make(kind):
+        base = load_base(BaseSpec(str(model_folder(kind))))
+        return base.model, Encoder(base.tokenizer, family=base.family, max_length=64)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_losses_do_not_depend_on_the_batches(loaded, kind):
+    model, encoder = loaded(kind)
+    examples, _ = encode_all(encoder, ROWS)
+    alone = row_losses(model, examples, encoder, tokens_per_batch=1)
+    np.testing.assert_allclose(row_losses(model, examples, encoder), alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_texts_are_those_of_single_rows(loaded, kind):
+    model, encoder = loaded(kind)
+    together = generate(model, ROWS, encoder)
+    assert together == generate(model, ROWS, encoder, tokens_per_batch=1)
+
+
+def test_a_memorised_answer_is_scored_right(loaded):
+    model, encoder = loaded("llama")
+    examples, _ = encode_all(encoder, ROWS[:1])
+    ids = torch.tensor(examples[0].input_ids)[None]
+    labels = torch.tensor(examples[0].labels)[None]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+    assert score(model, ROWS[:1], encoder, "exact_match")["exact_match"] == 1
+    assert score(model, ROWS[:1], encoder, "loss").keys() == {"loss"}

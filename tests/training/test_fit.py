@@ -1,0 +1,103 @@
+"""Training: every row once a pass, the batch order a function of the seed, the loss falls."""
+
+import pytest
+import torch
+
+from gradex.adapters.spec import AdapterSpec
+from gradex.data.formats import to_row
+from gradex.data.tokens import Encoder, encode_all
+from gradex.errors import GradexError
+from gradex.models.load import BaseSpec, load_base
+from gradex.training.fit import fit
+from gradex.training.module import batch_rows
+from gradex.training.recipe import Recipe, steps_for_epochs
+
+
+def test_each_pass_sees_every_row_once():
+    for epoch in range(3):
+        rows = [r for i in range(4) for r in batch_rows(12, 3, 4 * epoch + i, seed=1)]
+        assert sorted(rows) == list(range(12))
+
+
+def test_batches_cross_the_end_of_a_pass():
+    rows = [r for i in range(5) for r in batch_rows(5, 3, i, seed=0)]
+    assert [sorted(rows[5 * i : 5 * i + 5]) for i in range(3)] == [list(range(5))] * 3
+
+
+def test_the_order_depends_on_seed_and_pass():
+    first = [batch_rows(50, 50, i, seed=s) for i, s in ((0, 0), (1, 0), (0, 1))]
+    assert first[0] != first[1] and first[0] != first[2]
+    assert batch_rows(50, 50, 0, seed=0) == first[0]
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    assert len(batch_rows(3, 8, 0, seed=0)) == 8
+
+
+def test_epochs_become_steps():
+    assert steps_for_epochs(2.0, rows=10, rows_per_step=4) == 5
+    assert steps_for_epochs(0.01, rows=10, rows_per_step=4) == 1
+
+
+def recipe(folder, **more) -> Recipe:
+    base = BaseSpec(str(folder))
+    settings = {"max_steps": 12, "learning_rate": 1e-2, "batch_size": 4} | more
+    return Recipe(base=base, adapter=AdapterSpec(rank=4, alpha=8.0), **settings)
+
+
+@pytest.fixture
+def train(model_folder, tmp_path):
+    def run(name: str, **more):
+        made = recipe(model_folder("llama"), **more)
+        base = load_base(made.base)
+        encoder = Encoder(base.tokenizer, family="causal", max_length=64)
+        rows = [
+            to_row({"prompt": f"{i}=", "completion": "abab"}, "prompt_completion")
+            for i in range(10)
+        ]
+        examples, _ = encode_all(encoder, rows)
+        return fit(made, base, examples=examples, encoder=encoder, folder=tmp_path / name, name="t")
+
+    return run
+
+
+def trained(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_the_loss_falls_and_the_base_stays(train, model_folder):
+    model, losses = train("a", max_steps=60)
+    assert len(losses) == 60 and losses[-1] < 0.9 * losses[0]
+    frozen = load_base(BaseSpec(str(model_folder("llama")))).model.state_dict()
+    weight = model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight
+    assert torch.equal(weight, frozen["model.layers.0.self_attn.q_proj.weight"])
+
+
+def test_one_seed_gives_one_adapter(train):
+    first, second, other = trained(train("a")[0]), trained(train("b")[0]), train("c", seed=1)[0]
+    assert all(torch.equal(first[n], second[n]) for n in first)
+    assert not all(torch.equal(first[n], p) for n, p in trained(other).items())
+
+
+def test_accumulated_batches_equal_one_large_batch(train):
+    large, losses = train("a", batch_size=4)
+    small, accumulated = train("b", batch_size=2, accumulate=2)
+    for name, parameter in trained(large).items():
+        torch.testing.assert_close(trained(small)[name], parameter, rtol=1e-3, atol=1e-5)
+    assert len(losses) == len(accumulated) == 12
+    torch.testing.assert_close(
+        torch.tensor(losses), torch.tensor(accumulated), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_loss_that_explodes_ends_with_advice(train):
+    with pytest.raises(GradexError, match="lower --learning_rate"):
+        train("a", learning_rate=1e30, max_steps=30)
+
+
+def test_no_rows_are_an_error(model_folder, tmp_path):
+    made = recipe(model_folder("llama"))
+    base = load_base(made.base)
+    encoder = Encoder(base.tokenizer, family="causal")
+    with pytest.raises(GradexError, match="no row to train on"):
+        fit(made, base, examples=[], encoder=encoder, folder=tmp_path, name="t")
