@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gradex.data.formats import Record
+from gradex.data.formats import EXTRA_CELLS, Record
 from gradex.errors import GradexError, unknown
 
 HUB_PREFIX = "hub:"
@@ -117,7 +117,7 @@ def _items(content: list[Any], file: Path) -> Iterator[tuple[str, Record]]:
 def _from_csv(file: Path) -> Iterator[tuple[str, Record]]:
     csv.field_size_limit(2**31 - 1)
     with open(file, encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
+        reader = csv.DictReader(lines, restkey=EXTRA_CELLS)
         try:
             for record in reader:
                 yield f"{file}:{reader.line_num}", record

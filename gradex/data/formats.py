@@ -5,6 +5,7 @@ nothing can be learned from it.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from gradex.errors import GradexError, unknown
 
 Record = Mapping[str, Any]
 Messages = tuple[tuple[str, str], ...]
+
+# Where a CSV line has more cells than the header, what the rest of them is kept under.
+EXTRA_CELLS = "(cells without a column)"
 
 _as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -78,12 +82,19 @@ def _system(record: Record) -> Messages:
 
 
 def _history(record: Record) -> Messages:
-    turns: list[tuple[str, str]] = []
-    for pair in record.get("history") or ():
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise BadRow("history is not pairs of a question and its answer")
-        turns += zip(("user", "assistant"), (_text(said, "history") for said in pair), strict=True)
-    return tuple(turns)
+    pairs = record.get("history") or []
+    if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
+        raise BadRow("history is not pairs of a question and its answer")
+    roles = ("user", "assistant")
+    return tuple(
+        (role, _text(said, "history"))
+        for pair in pairs
+        for role, said in zip(roles, pair, strict=True)
+    )
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2
 
 
 def _plain_text(record: Record) -> Messages:
@@ -144,7 +155,10 @@ def _text(value: Any, name: str) -> str:
 
 def is_absent(value: Any) -> bool:
     """Nothing, as JSON, CSV and pandas (which writes nan) say it."""
-    return value is None or (isinstance(value, str) and not value) or value != value
+    value = _plain(value)
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value)
 
 
 def _plain(value: Any) -> Any:
@@ -160,11 +174,6 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def column_names(record: Iterable[Any]) -> str:
-    """The columns for a message; None holds what a CSV line has beyond its columns."""
-    return ", ".join(sorted(str(name) for name in record if name is not None))
-
-
 def sniff(columns: Iterable[str], where: str) -> str:
     """The format whose columns are all there, or an error that names what was found."""
     found = set(columns)
@@ -173,8 +182,8 @@ def sniff(columns: Iterable[str], where: str) -> str:
             return name
     known = "; ".join(f"{name} ({', '.join(needed)})" for name, (needed, _) in FORMATS.items())
     raise GradexError(
-        f"{where}: found the columns {column_names(found)}, expected those of a known format: "
-        f"{known}; map yours with `columns:` in a task YAML"
+        f"{where}: found the columns {', '.join(sorted(map(str, found)))}, expected those of a "
+        f"known format: {known}; map yours with `columns:` in a task YAML"
     )
 
 
@@ -186,7 +195,7 @@ def require_columns(record: Record, format: str, where: str) -> None:
     if missing:
         raise GradexError(
             f"{where}: column '{missing[0]}' is missing for format {format}; found "
-            f"{column_names(record)}; map your names with `columns:` in a task YAML"
+            f"{', '.join(sorted(map(str, record)))}; map your names with `columns:` in a task YAML"
         )
 
 
@@ -196,7 +205,7 @@ def to_row(record: Record, format: str, *, group_by: str | None = None) -> Row:
     missing = [name for name in needed if name not in record]
     if missing:
         raise BadRow(f"no column '{missing[0]}'")
-    if None in record:
+    if EXTRA_CELLS in record:
         raise BadRow("more cells than columns (quote cells that hold commas)")
     messages = convert(record)
     label = _label(record["label"]) if format == "labelled_text" else None

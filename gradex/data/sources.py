@@ -20,6 +20,7 @@ from gradex.data.formats import (
     Record,
     Row,
     content_id,
+    is_absent,
     require_columns,
     sniff,
     to_row,
@@ -29,6 +30,7 @@ from gradex.data.tasks import Task, find_tasks, is_place
 from gradex.errors import GradexError, unknown
 
 SPLITS = ("train", "select", "test")
+Measured = frozenset[str] | None  # the names a task's targets have; None: all its sources are
 log = logging.getLogger(__name__)
 
 
@@ -109,7 +111,9 @@ class SplitRule:
 
 
 def _prompt_id(row: Row) -> str:
-    return content_id(row.prompt) if row.prompt else row.id
+    """Rows that prompt with nothing have no prompt to share: each is on its own."""
+    asked = any(text.strip() for _, text in row.prompt)
+    return content_id(row.prompt) if asked else row.id
 
 
 def load_sources(
@@ -121,11 +125,10 @@ def load_sources(
 ) -> Sources:
     """Read, check and split every source; `target` names sources or places of target rows."""
     rule = rule or SplitRule()
-    declared = _with_targets(find_tasks(tasks), target)
     by_name: dict[str, Source] = {}
     notes: list[str] = []
-    for task in declared:
-        for source in _read_task(task, rule, allow_pickle):
+    for task, measured in _with_targets(find_tasks(tasks), target):
+        for source in _read_task(task, measured, rule, allow_pickle):
             _add(source, task, by_name, notes)
     sources = Sources(by_name, (*notes, *_overlaps(by_name)))
     _report(sources)
@@ -133,53 +136,51 @@ def load_sources(
     return sources
 
 
-def _with_targets(tasks: list[Task], target: Sequence[str] | None) -> list[Task]:
+def _with_targets(tasks: list[Task], target: Sequence[str] | None) -> list[tuple[Task, Measured]]:
     """Named targets take the place of the default, in which every source is its own target."""
     if not target:
-        return tasks
-    places = [item for item in target if is_place(item)]
-    names = [item for item in target if item not in places]
-    added = [replace(task, role="target") for task in find_tasks(places, "--target")]
+        return [(task, None) for task in tasks]
     taken = {task.name for task in tasks}
+    # A source's name wins over a folder that happens to be called the same.
+    names = frozenset(item for item in target if item in taken or not is_place(item))
+    places = [item for item in target if item not in names]
+    added = [replace(task, role="target") for task in find_tasks(places, "--target")]
     clash = [task for task in added if task.name in taken]
     if clash:
         raise GradexError(
             f"--target {clash[0].where}: the name '{clash[0].name}' is also a source's; rename it"
         )
     if not any(task.source_column for task in tasks):
-        for name in names:
+        for name in sorted(names):
             if name not in taken:
                 raise unknown("source", name, sorted(taken), "--target")
-    kept = [task if _may_hold(task, names) else _untargeted(task) for task in tasks]
-    return kept + added
+    kept = [task for task in tasks if _has_use(task, names)]
+    return [(task, names) for task in kept] + [(task, None) for task in added]
 
 
-def _may_hold(task: Task, names: list[str]) -> bool:
-    return task.name in names or task.source_column is not None
+def _has_use(task: Task, names: frozenset[str]) -> bool:
+    """A source that is only measured has none where others are named to be measured."""
+    return task.role != "target" or task.name in names or task.source_column is not None
 
 
-def _untargeted(task: Task) -> Task:
-    return replace(task, role="source", select=None, test=None)
-
-
-def _read_task(task: Task, rule: SplitRule, allow_pickle: bool) -> Iterator[Source]:
+def _read_task(
+    task: Task, measured: Measured, rule: SplitRule, allow_pickle: bool
+) -> Iterator[Source]:
     """The source of a task, or one source a value of its `source_column`."""
-    files = {"train": task.path}
-    if task.select and task.test:
-        files |= {"select": task.select, "test": task.test}
-    role = "source" if len(files) > 1 else task.role
     rows: dict[str, dict[str, list[Row]]] = {}
     bad: dict[str, Counter[str]] = {}
     taken_format = task.format
-    for split, path in files.items():
+    for split, path in _files(task, measured).items():
         reader = _Reader(task, path, allow_pickle)
         for name, row in reader:
-            side = rule.side(row, role) if split == "train" else split
-            rows.setdefault(name, {s: [] for s in SPLITS})[side].append(row)
+            side = _side(row, task, split, rule, measured is None or name in measured)
+            if side:
+                rows.setdefault(name, {s: [] for s in SPLITS})[side].append(row)
         taken_format = reader.format
         for name, counts in reader.bad.items():
             bad.setdefault(name, Counter()).update(counts)
-    for name in sorted({*rows, *bad}) if task.source_column else [task.name]:
+    found = sorted({*rows, *bad}) if task.source_column else []
+    for name in found or [task.name]:
         splits = rows.get(name, {})
         yield Source(
             name=name,
@@ -189,6 +190,25 @@ def _read_task(task: Task, rule: SplitRule, allow_pickle: bool) -> Iterator[Sour
             rows={split: tuple(splits.get(split, ())) for split in SPLITS},
             bad=dict(bad.get(name, {})),
         )
+
+
+def _files(task: Task, measured: Measured) -> dict[str, str]:
+    """The files of a task that hold rows we need, by split."""
+    if measured is not None and task.name not in measured and not task.source_column:
+        return {"train": task.path}
+    if not (task.select and task.test):
+        return {"train": task.path}
+    held_out = {"select": task.select, "test": task.test}
+    return held_out if task.role == "target" else {"train": task.path, **held_out}
+
+
+def _side(row: Row, task: Task, split: str, rule: SplitRule, measured: bool) -> str | None:
+    """The split of a row that was read from a split's file; None where nobody needs it."""
+    if not measured:
+        return "train" if split == "train" and task.role != "target" else None
+    if split != "train":
+        return split
+    return rule.side(row, "source" if task.select else task.role)
 
 
 class _Reader:
@@ -211,9 +231,11 @@ class _Reader:
                 first = False
             name = self.task.name
             try:
-                name = self._source_name(record, where)
+                name = self._source_name(record)
+                if name not in seen:
+                    seen[check_name(name, where)] = set()
                 row = to_row(self._renamed(record), self.format, group_by=self.task.group_by)
-                if row.id in seen.setdefault(name, set()):
+                if row.id in seen[name]:
                     raise BadRow("a row the source holds already")
             except BadRow as reason:
                 self.bad.setdefault(name, Counter())[str(reason)] += 1
@@ -245,52 +267,60 @@ class _Reader:
             **{o: record[theirs] for o, theirs in columns.items() if theirs in record},
         }
 
-    def _source_name(self, record: Record, where: str) -> str:
+    def _source_name(self, record: Record) -> str:
         column = self.task.source_column
         if column is None:
             return self.task.name
-        value = record.get(column)
-        if value in (None, ""):
+        if is_absent(record.get(column)):
             raise BadRow(f"no value in source_column '{column}'")
-        return check_name(str(value), where)
+        return str(record[column])
 
 
 def _add(source: Source, task: Task, by_name: dict[str, Source], notes: list[str]) -> None:
-    """Keep a source; an empty one is left out with a note, or refused where it was named."""
+    """Keep a source and note the rows it lost."""
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in source.bad.items())
+    if not any(source.rows.values()):
+        notes.append(_about_empty(source.name, task, reasons))
+        return
     if source.name in by_name:
         raise GradexError(
             f"{task.where}: the source name '{source.name}' is taken by "
             f"{by_name[source.name].path}; give one of them another name"
         )
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in source.bad.items())
-    if not any(source.rows.values()):
-        told = f"{source.name}: no usable row in {task.path}" + (f" ({reasons})" if reasons else "")
-        if task.named and task.source_column is None:
-            raise GradexError(f"{told}; give it rows or leave it out")
-        notes.append(f"{told}; the source is left out")
-        return
     if reasons:
         notes.append(f"{source.name}: rows left out: {reasons}")
     by_name[source.name] = source
 
 
+def _about_empty(name: str, task: Task, reasons: str) -> str:
+    """The note on a source without rows; one that the person named itself is refused."""
+    if task.source_column and name == task.name and reasons:
+        return f"{task.where}: rows that belong to no source: {reasons}"
+    told = f"{name}: no usable row in {task.path}" + (f" ({reasons})" if reasons else "")
+    if task.named and name == task.name:
+        raise GradexError(f"{told}; give it rows or leave it out")
+    return f"{told}; the source is left out"
+
+
 def _overlaps(by_name: dict[str, Source]) -> list[str]:
-    """Target rows that some source trains on: a person should know before trusting a test loss."""
+    """Target rows seen elsewhere: a person should know before trusting a test loss."""
     trained_by: dict[str, list[str]] = {}
     for name, source in by_name.items():
         for row in source.rows["train"]:
             trained_by.setdefault(row.id, []).append(name)
-    shared = Counter(
-        (split, name, other)
-        for split in ("select", "test")
-        for name, target in by_name.items()
-        for row in target.rows[split]
-        for other in trained_by.get(row.id, ())
-    )
-    return [
-        f"{count} {split} rows of {name} are training rows of {other} too"
-        for (split, name, other), count in shared.items()
-    ]
+    shared: Counter[str] = Counter()
+    for name, target in by_name.items():
+        for split in ("select", "test"):
+            for row in target.rows[split]:
+                shared.update(
+                    f"{split} rows of {name} are training rows of {other} too"
+                    for other in trained_by.get(row.id, ())
+                )
+        selected = {row.id for row in target.rows["select"]}
+        for row in target.rows["test"]:
+            if row.id in selected:
+                shared[f"test rows of {name} are select rows of {name} too"] += 1
+    return [f"{count} {told}" for told, count in shared.items()]
 
 
 def _report(sources: Sources) -> None:
@@ -309,10 +339,21 @@ def _check_usable(sources: Sources, target: Sequence[str] | None) -> None:
     if not sources.trainable:
         raise GradexError("--tasks: none of the sources has a training row")
     for name in target or ():
-        if not is_place(name) and name not in sources:
+        if name in sources:
+            _check_target(name, sources[name])
+        elif not is_place(name):
             raise unknown("source", name, sources, "--target")
     if not sources.targets:
         raise GradexError(
             "no target: no source holds both select and test rows; name files of target rows with "
             "--target, or give a source `select:` and `test:` files"
+        )
+
+
+def _check_target(name: str, source: Source) -> None:
+    if not source.is_target:
+        counts = " and ".join(f"{len(source.rows[split])} {split}" for split in ("select", "test"))
+        raise GradexError(
+            f"--target {name}: found {counts} rows in {source.path}, expected some of both; raise "
+            "--held_out, give it `select:` and `test:` files, or drop its `role: source`"
         )

@@ -4,6 +4,7 @@ A line holds the source names separated by spaces; names are percent-encoded, as
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -49,7 +50,7 @@ def format_subset(subset: Subset, order: Sequence[str]) -> str:
 
 def parse_subset(line: str, known: Iterable[str], where: str) -> Subset:
     names = [decode_name(word) for word in line.split()]
-    known = list(known)
+    known = dict.fromkeys(known)
     for name in names:
         if name not in known:
             raise unknown("source", name, known, where)
@@ -60,11 +61,15 @@ def read_subsets(path: Path, known: Iterable[str]) -> list[Subset]:
     """The subsets of a file in its order; lines that start with # are comments."""
     if not path.is_file():
         raise GradexError(f"{path}: no such file; expected one subset of source names a line")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise GradexError(f"{path}: not UTF-8 text (byte {error.start})") from None
     known = list(known)
     subsets = [
         parse_subset(line, known, f"{path}:{number}")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        if line.strip() and not line.startswith("#")
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and not line.lstrip().startswith("#")
     ]
     if not subsets:
         raise GradexError(f"{path}: found no subset, expected one of source names a line")
@@ -93,8 +98,9 @@ def sample_subsets(
     rng = np.random.default_rng(seed)
     seen = set(exclude)
     drawn: list[Subset] = []
+    taken = Counter(len(subset) for subset in seen if subset.issubset(names))
     counts = [min(len(names), max(1, round(fraction * len(names)))) for fraction in sizes]
-    room = {k: math.comb(len(names), k) - sum(len(s) == k for s in seen) for k in set(counts)}
+    room = {k: math.comb(len(names), k) - taken[k] for k in set(counts)}
     turn = 0
     while len(drawn) < count and any(room[k] > 0 for k in counts):
         size = counts[turn % len(counts)]

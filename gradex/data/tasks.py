@@ -21,7 +21,7 @@ from typing import Any
 
 from gradex.config import read_yaml
 from gradex.data.files import HUB_PREFIX, PICKLE_SUFFIXES, READERS
-from gradex.data.formats import FORMATS
+from gradex.data.formats import COLUMNS, FORMATS
 from gradex.data.metrics import METRICS
 from gradex.data.subsets import check_name
 from gradex.errors import GradexError, unknown
@@ -62,7 +62,7 @@ def find_tasks(places: Sequence[str], flag: str = "--tasks") -> list[Task]:
         if task.name in seen:
             raise GradexError(
                 f"{task.where}: the source name '{task.name}' is taken by {seen[task.name]}; give "
-                "one of them another `name:`"
+                "one of them another name (the key `name:` in a task YAML)"
             )
         seen[task.name] = task.where
     return tasks
@@ -118,11 +118,11 @@ def read_task(path: Path, *, named: bool) -> Task:
     for key in content:
         if key not in YAML_KEYS:
             raise unknown("key", key, YAML_KEYS, where)
-    if "path" not in content:
-        raise GradexError(f"{where}: key 'path' is missing; it names the data of the source")
     for key, value in content.items():
         _check_type(key, value, where)
     content = {key: value for key, value in content.items() if value is not None}
+    if not content.get("path"):
+        raise GradexError(f"{where}: key 'path' is missing; it names the data of the source")
     _check_choice(content, "format", ["auto", *FORMATS], where)
     _check_choice(content, "metric", METRICS, where)
     _check_choice(content, "role", ROLES, where)
@@ -138,10 +138,24 @@ def read_task(path: Path, *, named: bool) -> Task:
 
 
 def _check_type(key: str, value: Any, where: str) -> None:
-    wanted = dict if key == "columns" else str
-    if value is not None and not isinstance(value, wanted):
-        expected = "a mapping (ours: theirs)" if key == "columns" else "text"
-        raise GradexError(f"{where}: key '{key}' is {value!r}, expected {expected}")
+    if key == "columns":
+        _check_columns(value, where)
+    elif value is not None and not isinstance(value, str):
+        # YAML reads 007 as 7 and `no` as False: what was meant is only known in quotes.
+        raise GradexError(f"{where}: key '{key}' is {value!r}, expected text; put it in quotes")
+
+
+def _check_columns(value: Any, where: str) -> None:
+    if value is not None and not isinstance(value, dict):
+        raise GradexError(f"{where}: key 'columns' is {value!r}, expected a mapping (ours: theirs)")
+    for ours, theirs in (value or {}).items():
+        if ours not in COLUMNS:
+            raise unknown("column of ours", ours, COLUMNS, f"{where}: key 'columns'")
+        if not isinstance(theirs, str):
+            raise GradexError(
+                f"{where}: key 'columns.{ours}' is {theirs!r}, expected the name of a column; put "
+                "it in quotes"
+            )
 
 
 def _check_choice(content: dict[str, Any], key: str, known: Any, where: str) -> None:

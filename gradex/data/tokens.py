@@ -6,13 +6,15 @@ classifiers read the text and are labelled with a class.
 """
 
 import logging
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from gradex.data.formats import BadRow, Messages, Row
@@ -21,6 +23,7 @@ from gradex.errors import GradexError
 IGNORED = -100
 Family = Literal["causal", "seq2seq", "classifier"]
 Batch = dict[str, Tensor]
+GENERATION_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
 log = logging.getLogger(__name__)
 
 
@@ -60,10 +63,10 @@ class Encoder:
 
     def _pick_template(self) -> str:
         """How a conversation becomes text: part of what a gradient store is made of."""
-        chat = getattr(self.tokenizer, "chat_template", None)
-        if self.family != "causal" or not chat:
+        if self.family != "causal" or not getattr(self.tokenizer, "chat_template", None):
             return "plain"
-        return "chat-generation" if "generation %}" in chat else "chat-prefix"
+        chat = self.tokenizer.get_chat_template()
+        return "chat-generation" if GENERATION_MARK.search(chat) else "chat-prefix"
 
     def describe(self) -> str:
         return {
@@ -91,17 +94,21 @@ class Encoder:
         """What the model reads before it generates the completion."""
         if self.family == "seq2seq":
             return self._seq2seq(row).input_ids
-        if row.label is None and self.template != "plain":
+        if self._is_chat(row):
             ids = self._apply(row.prompt, add_generation_prompt=True)["input_ids"]
         else:
             ids = self._plain_prompt(row.prompt)
         return np.array(ids[-self.max_length :], dtype=np.int64)
 
+    def _is_chat(self, row: Row) -> bool:
+        """A text without a prompt, or with a class as its label, is no conversation."""
+        return self.template != "plain" and row.label is None and bool(row.prompt)
+
     def _causal(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        if row.label is None and row.prompt and self.template == "chat-generation":
+        if self._is_chat(row) and self.template == "chat-generation":
             out = self._apply(row.messages, return_assistant_tokens_mask=True)
-            return np.array(out["input_ids"]), np.array(out["assistant_masks"], dtype=bool)
-        if row.label is None and row.prompt and self.template == "chat-prefix":
+            return np.array(out["input_ids"], np.int64), np.array(out["assistant_masks"], bool)
+        if self._is_chat(row):
             return self._by_prefix(row.messages)
         prompt = self._plain_prompt(row.prompt)
         completion = self._ids(row.completion) + self._special("eos_token_id")
@@ -109,19 +116,27 @@ class Encoder:
         return np.array(prompt + completion, dtype=np.int64), np.array(learned)
 
     def _by_prefix(self, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
-        """Label spans as the difference between the template with and without each answer."""
-        ids = np.array(self._apply(messages)["input_ids"])
+        """Label spans as the difference between the template with and without each answer.
+
+        A template may write a turn differently once others follow it, and a tokenizer may merge
+        across the seam: what the two have in common is compared, not counted. An answer that
+        opens the conversation follows no prompt and is not learned.
+        """
+        ids = self._apply(messages)["input_ids"]
         learned = np.zeros(len(ids), dtype=bool)
         for turn, (role, _) in enumerate(messages):
-            if role == "assistant":
-                start = len(self._apply(messages[:turn], add_generation_prompt=True)["input_ids"])
-                end = len(self._apply(messages[: turn + 1])["input_ids"])
-                learned[start:end] = True
-        return ids, learned
+            if role == "assistant" and turn > 0:
+                asked = self._apply(messages[:turn], add_generation_prompt=True)["input_ids"]
+                told = self._apply(messages[: turn + 1])["input_ids"]
+                learned[_shared_length(asked, ids) : _shared_length(told, ids)] = True
+        return np.array(ids, dtype=np.int64), learned
 
-    def _apply(self, messages: Messages, **kwargs) -> dict:
+    def _apply(self, messages: Messages, **kwargs) -> Mapping[str, Any]:
         turns = [{"role": role, "content": content} for role, content in messages]
-        return self.tokenizer.apply_chat_template(turns, return_dict=True, **kwargs)
+        try:
+            return self.tokenizer.apply_chat_template(turns, return_dict=True, **kwargs)
+        except TemplateError as error:
+            raise BadRow(f"the chat template refuses it: {error}") from None
 
     def _plain_prompt(self, messages: Messages) -> list[int]:
         return self._special("bos_token_id") + self._ids(plain_text(messages))
@@ -131,6 +146,8 @@ class Encoder:
         room = self.max_length - len(eos)
         source = self._ids(plain_text(row.prompt))[:room] + eos
         labels = (self._ids(row.completion) + eos)[: self.max_length]
+        if not source or not labels:
+            raise BadRow("no token in the text or in the completion")
         return Example(row.id, np.array(source, np.int64), np.array(labels, np.int64))
 
     def _classified(self, row: Row) -> Example:
@@ -138,6 +155,8 @@ class Encoder:
             raise BadRow(f"label '{row.completion}' is not one of the model's")
         text = plain_text(row.prompt)
         ids = self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
+        if not ids:
+            raise BadRow("no token in the text")
         label = self.label_ids[row.completion]
         return Example(row.id, np.array(ids, np.int64), np.array([label], np.int64))
 
@@ -147,6 +166,12 @@ class Encoder:
     def _special(self, name: str) -> list[int]:
         token = getattr(self.tokenizer, name, None)
         return [] if token is None else [token]
+
+
+def _shared_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their start."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def plain_text(messages: Messages) -> str:
