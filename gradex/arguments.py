@@ -5,10 +5,16 @@ own); every later stage repeats what the stage before it used, so that data, mod
 said once.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from gradex.config import option, require_fraction, require_positive
+from gradex.config import (
+    option,
+    parse_values,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+)
 from gradex.errors import GradexError
 
 DEFAULTS: dict[str, Any] = {
@@ -29,7 +35,7 @@ DEMO_DEFAULTS: dict[str, Any] = DEFAULTS | {
     "lora_r": 8,
     "lora_alpha": 16.0,
     "learning_rate": 5e-3,
-    "max_steps": 150,
+    "max_steps": 100,
     "per_device_train_batch_size": 32,
     "max_length": 64,
 }
@@ -57,6 +63,7 @@ class DataArguments:
 
     def __post_init__(self):
         require_positive(self, "max_length")
+        require_not_negative(self, "split_seed")
         require_fraction(self, "held_out")
 
 
@@ -95,7 +102,7 @@ class TrainArguments:
     weight_decay: float | None = option(None, "AdamW's weight decay; default: 0")
     warmup_steps: int | None = option(None, "optimizer steps of linear warm-up; default: 0")
     max_steps: int | None = option(
-        None, "optimizer steps; default: from num_train_epochs, demo 150"
+        None, "optimizer steps; default: from num_train_epochs, demo 100"
     )
     num_train_epochs: float | None = option(
         None, "passes over the rows, where max_steps is not given; default: 3"
@@ -119,10 +126,9 @@ class TrainArguments:
             self, "lora_r", "lora_alpha", "learning_rate", "max_steps", "num_train_epochs",
             "per_device_train_batch_size", "gradient_accumulation_steps", "num_nodes",
         )  # fmt: skip
-        for name in ("lora_dropout", "weight_decay", "warmup_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise GradexError(f"--{name}: found {value}, expected 0 or more")
+        require_not_negative(self, "lora_dropout", "weight_decay", "warmup_steps", "seed")
+        if self.learning_rate is not None and self.learning_rate > 1:
+            raise GradexError(f"--learning_rate: found {self.learning_rate}, expected at most 1")
         if self.lora_dropout is not None and self.lora_dropout >= 1:
             raise GradexError(f"--lora_dropout: found {self.lora_dropout}, expected less than 1")
 
@@ -156,7 +162,30 @@ class SubsetArguments:
 
     def __post_init__(self):
         require_positive(self, "num_subsets")
+        require_not_negative(self, "seed")
         require_fraction(self, "subset_size")
+
+
+OPTIONAL = ("target", "num_train_epochs", "precision")
+
+
+def recorded_settings(values: dict[str, Any], *, where: str) -> dict[str, Any]:
+    """Data, model and recipe as an earlier stage recorded them, checked like flags."""
+    settings: dict[str, Any] = {}
+    for group in (DataArguments, ModelArguments, TrainArguments):
+        names = [f.name for f in fields(group)]
+        own = {name: values[name] for name in names if name in values}
+        settings |= asdict(parse_values(group, own, where=where))
+    for name, value in settings.items():
+        if value is None and name not in OPTIONAL:
+            raise GradexError(f"{where}: key '{name}' is missing, which meta_train sets")
+    return settings
+
+
+def combined(recorded: dict[str, Any], config: TrainArguments) -> dict[str, Any]:
+    """Recorded settings with this stage's own training and trust flags over them."""
+    mine = asdict(config)
+    return recorded | keep(mine, TrainArguments) | keep(mine, TrustArguments)
 
 
 def keep(settings: dict[str, Any], arguments: type) -> dict[str, Any]:

@@ -5,6 +5,7 @@ the `config.yaml` that a run leaves behind is such a file, so that `--config` re
 """
 
 import logging
+import math
 import sys
 import warnings
 from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
@@ -18,7 +19,11 @@ import yaml
 from gradex.errors import GradexError, unknown
 
 # What a run adds to the flags in its config.yaml: read by people and by `runs.newest`, not flags.
-RECORD_KEYS = ("stage", "created", "seconds", "versions")
+RECORD_KEYS = ("stage", "created", "seconds", "versions", "inputs")
+
+NOISY = (
+    "lightning", "lightning.pytorch", "lightning.fabric", "httpx", "datasets", "huggingface_hub",
+)  # fmt: skip
 
 ConfigT = TypeVar("ConfigT")
 
@@ -34,8 +39,16 @@ def require_positive(config: object, *names: str) -> None:
     """Refuse zero and negative values of the named fields (None means: not set)."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise GradexError(f"--{name}: found {value}, expected a number above 0")
+
+
+def require_not_negative(config: object, *names: str) -> None:
+    """Refuse values of the named fields below zero (None means: not set)."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 2**63:
+            raise GradexError(f"--{name}: found {value}, expected a number of at least 0")
 
 
 def require_fraction(config: object, *names: str) -> None:
@@ -46,12 +59,26 @@ def require_fraction(config: object, *names: str) -> None:
             raise GradexError(f"--{name}: found {value}, expected a fraction above 0, at most 1")
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Plain values only, and a key that stands twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key '{key}' stands twice",
+                    problem_mark=node.value[place][0].start_mark,
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping, or one sentence that names the file and the line."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GradexError(f"{path}: no such file") from None
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except OSError as error:
+        raise GradexError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise GradexError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:
@@ -96,6 +123,7 @@ def _parser(config_class: type, stage: str):
         def error(self, message: str):
             raise GradexError(f"{message} (`gradex {stage} --help` lists the flags)")
 
+    types = {f.name: f.type for f in fields(config_class)}
     parser = Parser(
         config_class,
         prog=f"gradex {stage}",
@@ -103,6 +131,8 @@ def _parser(config_class: type, stage: str):
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    for f in fields(config_class):  # the parser writes its own types into the class
+        f.type = types[f.name]
     parser.add_argument("--config", help="YAML file with values for these flags; flags win")
     return parser
 
@@ -124,21 +154,38 @@ def _parse_all(parser, argv: Sequence[str], where: str = ""):
     return namespace
 
 
+def parse_values(config_class: type[ConfigT], values: dict[str, Any], *, where: str) -> ConfigT:
+    """A Config from values that a file holds, checked as if they were flags."""
+    parser = _parser(config_class, "STAGE")
+    namespace = vars(_parse_all(parser, _as_flags(values, config_class, where), f"{where}: "))
+    namespace.pop("config")
+    try:
+        return config_class(**namespace)
+    except GradexError as error:
+        raise GradexError(f"{where}: {error}") from None
+
+
 def _yaml_as_flags(path: Path, config_class: type, stage: str) -> list[str]:
-    """YAML values as command line words, so that both are checked by the same parser."""
     content = read_yaml(path)
     if content.get("stage", stage) != stage:
         raise GradexError(
-            f"{path}: this is the config of `{content['stage']}`; run `gradex {content['stage']} "
-            f"--config {path}`"
+            f"{path}: this is the config of `{content['stage']}`, expected one of `{stage}`"
         )
-    names = [f.name for f in fields(config_class)]
+    values = {key: value for key, value in content.items() if key not in RECORD_KEYS}
+    return _as_flags(values, config_class, str(path))
+
+
+def _as_flags(values: dict[str, Any], config_class: type, where: str) -> list[str]:
+    """Values as command line words, so that files and flags are checked by one parser."""
+    known = {f.name: f.type for f in fields(config_class)}
     words: list[str] = []
-    for key, value in content.items():
-        if key in RECORD_KEYS or value is None:
+    for key, value in values.items():
+        if key not in known:
+            raise unknown("key", key, known, where)
+        if isinstance(value, dict) or (isinstance(value, list) and "list" not in str(known[key])):
+            raise GradexError(f"{where}: key '{key}' is {value!r:.60}, expected one value")
+        if value is None:
             continue
-        if key not in names:
-            raise unknown("key", key, names, where=str(path))
         if isinstance(value, list):
             words += [f"--{key}", *map(str, value)]
         else:
@@ -167,7 +214,8 @@ def main(stage: Callable[[Any], Path], config_class: type, argv: Sequence[str] |
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        print(f"gradex: error: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"gradex: error: {place}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ngradex: interrupted; the same command goes on from here", file=sys.stderr)
@@ -180,7 +228,7 @@ def _be_quiet() -> None:
     from transformers.utils import logging as transformers_logging
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "httpx", "datasets"):
+    for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

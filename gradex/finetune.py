@@ -4,14 +4,18 @@ python -m gradex.finetune
 python -m gradex.finetune --selection runs/select_sources/.../selection.json --max_steps 500
 """
 
+import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gradex import runs
 from gradex.adapters.spec import export
-from gradex.arguments import TrainArguments, TrustArguments
+from gradex.arguments import TrainArguments, TrustArguments, combined
 from gradex.config import main, option, with_defaults
+from gradex.data.sources import Sources
+from gradex.errors import unknown
+from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
 from gradex.reporting.outcomes import outcome
 from gradex.selection.choice import Selection
@@ -24,7 +28,9 @@ from gradex.training.prepare import (
     test_scores,
     training_examples,
 )
-from gradex.training.recipe import make_recipe
+from gradex.training.recipe import make_recipe, with_steps
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,16 +43,28 @@ def finetune(config: Config) -> Path:
     """Returns the run folder: adapter/, results.json, curve.json, config.yaml."""
     path = Path(config.selection) if config.selection else runs.newest("select_sources")
     selection = Selection.read(path)
-    config = with_defaults(replace(config, selection=str(path)), selection.recipe)
-    settings = selection.base | selection.tasks | asdict(config)
-    with runs.start("finetune", config, output_dir=config.output_dir) as run:
-        _finetune(selection, settings, run.part)
+    recorded = selection.recorded_settings(where=str(path))
+    sources = load_data(recorded | {"allow_pickle": config.allow_pickle})
+    require_same_data(sources, selection.data, where=selection.store)
+    _require_target(sources, selection, path)
+    rows = sum(len(sources[name].rows["train"]) for name in selection.selected)
+    config = with_steps(replace(config, selection=str(path)), rows=rows, batches=recorded)
+    config = with_defaults(config, recorded)
+    inputs = asdict(selection)
+    with runs.start("finetune", config, output_dir=config.output_dir, inputs=inputs) as run:
+        settings = combined(recorded, config) | {"selection": str(path)}
+        _finetune(selection, sources, settings, run.part)
     return run.path
 
 
-def _finetune(selection: Selection, settings: dict[str, Any], folder: Path) -> None:
-    sources = load_data(settings)
-    require_same_data(sources, selection.data, where=selection.store)
+def _require_target(sources: Sources, selection: Selection, path: Path) -> None:
+    if selection.target not in sources.targets:
+        raise unknown("target", selection.target, sources.targets, str(path))
+
+
+def _finetune(
+    selection: Selection, sources: Sources, settings: dict[str, Any], folder: Path
+) -> None:
     recipe = make_recipe(settings)
     base, encoder = load_base_and_encoder(recipe.base, sources, max_length=settings["max_length"])
     base = on_best_device(base)
@@ -67,8 +85,12 @@ def _finetune(selection: Selection, settings: dict[str, Any], folder: Path) -> N
         "base": before[selection.target],
         "tuned": after[selection.target],
     }
-    runs.write_json(folder / "results.json", results)
-    runs.write_json(folder / "curve.json", {"loss": losses})
+    log.info(
+        "%s: test loss %.3f, the base model's %.3f",
+        selection.target, results["tuned"]["loss"], results["base"]["loss"],
+    )  # fmt: skip
+    write_json(folder / "results.json", results)
+    write_json(folder / "curve.json", {"loss": losses})
     export(model, folder / "adapter", base_path=recipe.base.source, card=_card(results, settings))
 
 

@@ -4,7 +4,7 @@ python -m gradex.meta_train
 python -m gradex.meta_train --model_name_or_path MODEL --tasks my_tasks/ --max_steps 1000
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gradex import runs
@@ -20,10 +20,11 @@ from gradex.arguments import (
 from gradex.config import main, option, with_defaults
 from gradex.data.sources import Sources
 from gradex.models.load import DEMO
+from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
 from gradex.training.fit import fit
 from gradex.training.prepare import load_base_and_encoder, load_data, training_examples
-from gradex.training.recipe import make_recipe, steps_for_epochs
+from gradex.training.recipe import make_recipe, with_steps
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ def meta_train(config: Config) -> Path:
     """Returns the run folder: adapter/, sources.json, curve.json, config.yaml."""
     sources = load_data(asdict(config))
     config = _resolved(config, sources)
-    with runs.start("meta_train", config, output_dir=config.output_dir) as run:
+    hashes = {name: source.data_hash for name, source in sources.items()}
+    with runs.start("meta_train", config, output_dir=config.output_dir, inputs=hashes) as run:
         _train(config, sources, run.part)
     return run.path
 
@@ -63,8 +65,8 @@ def _train(config: Config, sources: Sources, folder: Path) -> None:
     )
     export(model, folder / "adapter", base_path=recipe.base.source, card=card)
     record = {"sources": sources.record(), "notes": list(sources.notes), "unusable": bad}
-    runs.write_json(folder / "sources.json", record)
-    runs.write_json(folder / "curve.json", {"loss": losses})
+    write_json(folder / "sources.json", record)
+    write_json(folder / "curve.json", {"loss": losses})
 
 
 def _resolved(config: Config, sources: Sources) -> Config:
@@ -73,13 +75,8 @@ def _resolved(config: Config, sources: Sources) -> Config:
     defaults = dict(DEMO_DEFAULTS if demo else DEFAULTS)
     if config.num_train_epochs is not None:
         defaults.pop("max_steps", None)
-    config = with_defaults(config, defaults)
-    if config.max_steps is not None:
-        return config
     rows = sum(len(source.rows["train"]) for source in sources.values())
-    rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    steps = steps_for_epochs(config.num_train_epochs, rows=rows, rows_per_step=rows_per_step)
-    return replace(config, max_steps=steps)
+    return with_steps(with_defaults(config, defaults), rows=rows, batches=defaults)
 
 
 if __name__ == "__main__":

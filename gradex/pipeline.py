@@ -19,7 +19,7 @@ from gradex.arguments import (
     TrustArguments,
     require_one_device,
 )
-from gradex.config import main, option, require_positive
+from gradex.config import main, option, require_not_negative, require_positive
 from gradex.estimate import Config as EstimateConfig
 from gradex.estimate import estimate
 from gradex.gradients.store import GradientStore
@@ -40,6 +40,7 @@ class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
         DataArguments.__post_init__(self)
         TrainArguments.__post_init__(self)
         require_positive(self, "project_dim", "lam", "num_subsets", "num_seeds")
+        require_not_negative(self, "verify_subsets")
         require_one_device(self, "for several, run its stages one by one")
 
 
@@ -91,12 +92,12 @@ class _Done:
 
     def __init__(self, file: Path):
         self.file = file
-        self.paths = runs.read_json(file, "finished stages") if file.exists() else {}
+        self.paths = read_json(file, "finished stages") if file.exists() else {}
 
     def once(self, name: str, stage: Callable[[Any], Path], config: Any) -> str:
         if name not in self.paths or not Path(self.paths[name]).exists():
             self.paths[name] = str(stage(config))
-            runs.write_json(self.file, self.paths)
+            write_json(self.file, self.paths)
         return self.paths[name]
 
 

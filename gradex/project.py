@@ -23,8 +23,9 @@ from gradex.arguments import (
     TrainArguments,
     TrustArguments,
     keep,
+    recorded_settings,
 )
-from gradex.config import main, option, require_positive
+from gradex.config import main, option, require_not_negative, require_positive
 from gradex.data.formats import Row
 from gradex.data.sources import Sources
 from gradex.gradients.collect import Collector
@@ -33,6 +34,7 @@ from gradex.gradients.shards import ShardPath, is_complete, write_shard
 from gradex.gradients.store import GradientStore, Side, fingerprint
 from gradex.models.load import Base
 from gradex.progress import progress
+from gradex.records import read_json, require_shape, write_json
 from gradex.training.prepare import (
     load_base_and_encoder,
     load_data,
@@ -63,6 +65,7 @@ class Config(TrustArguments):
 
     def __post_init__(self):
         require_positive(self, "project_dim", "tokens_per_batch")
+        require_not_negative(self, "seed")
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,19 @@ class ShardSpec:
 def project(config: Config) -> Path:
     """Returns the store's folder; the run folder beside it says how it was made."""
     meta_dir = Path(config.meta_dir) if config.meta_dir else runs.newest("meta_train")
-    meta = runs.read_config(meta_dir, "meta_train") | asdict(config)
+    recorded = runs.read_config(meta_dir, "meta_train")
+    meta = recorded_settings(recorded, where=f"{meta_dir}/config.yaml")
+    meta |= keep(asdict(config), TrustArguments)
     config = replace(config, meta_dir=str(meta_dir))
     with runs.start("project", config) as run:
         path = _project(config, meta, meta_dir)
-        runs.write_json(run.part / "store.json", {"store": str(path)})
+        write_json(run.part / "store.json", {"store": str(path)})
     return path
 
 
 def _project(config: Config, meta: dict[str, Any], meta_dir: Path) -> Path:
     sources = load_data(meta)
-    recorded = runs.read_json(meta_dir / "sources.json", "a meta run's sources")["sources"]
-    hashes = {name: record["data_hash"] for name, record in recorded.items()}
-    require_same_data(sources, hashes, where=str(meta_dir))
+    require_same_data(sources, _recorded_hashes(meta_dir), where=str(meta_dir))
     base, encoder = load_base_and_encoder(base_spec(meta), sources, max_length=meta["max_length"])
     base = on_best_device(base)
     projector = make_projector(config.projector, config.project_dim, seed=config.seed)
@@ -110,6 +113,15 @@ def _project(config: Config, meta: dict[str, Any], meta_dir: Path) -> Path:
     )
     _make_shards(collector, todo)
     return store.path
+
+
+def _recorded_hashes(meta_dir: Path) -> dict[str, str]:
+    """Source -> hash of its rows, as the meta-training saw them."""
+    file, what = meta_dir / "sources.json", "the sources of a run of meta_train"
+    records = read_json(file, what, {"sources": dict})["sources"]
+    for name, record in records.items():
+        require_shape(record, {"data_hash": str}, where=f"{file}: {name}", what=what)
+    return {name: record["data_hash"] for name, record in records.items()}
 
 
 def _space(

@@ -18,6 +18,7 @@ from gradex import runs
 from gradex.adapters.spec import fingerprint as adapter_fingerprint
 from gradex.config import main, option, read_yaml
 from gradex.gradients.store import GradientStore
+from gradex.records import read_json
 from gradex.reporting.html import write_report
 from gradex.reporting.outcomes import outcome
 from gradex.selection.choice import Selection
@@ -53,7 +54,7 @@ def _newest_choice() -> Path:
 
 def _newest_verify(selection: Selection) -> Path | None:
     for path in reversed(runs.finished("verify")):
-        if runs.read_json(path / "verify.json", "a verification")["store"] == selection.store:
+        if read_json(path / "verify.json", "a verification")["store"] == selection.store:
             return path
     return None
 
@@ -63,7 +64,7 @@ def _content(
 ) -> dict[str, Any]:
     meta = _meta_run(store)
     tunes = _fine_tunes(selection)
-    record = runs.read_json(meta / "sources.json", "a meta run's sources") if meta else {}
+    record = read_json(meta / "sources.json", "a meta run's sources") if meta else {}
     stages = [meta, _project_run(store), place, *(path for path, _ in tunes), verified]
     return {
         "format": FORMAT,
@@ -81,7 +82,7 @@ def _content(
             "scores": selection.scores,
         },
         "outcomes": _outcomes(selection, [results for _, results in tunes]),
-        "verify": runs.read_json(verified / "verify.json", "a verification") if verified else None,
+        "verify": read_json(verified / "verify.json", "a verification") if verified else None,
         "sources": [_source_row(store, name, selection, record) for name in store.sources],
         "curves": _curves(meta, [path for path, _ in tunes]),
         "warnings": record.get("notes", []),
@@ -101,7 +102,7 @@ def _meta_run(store: GradientStore) -> Path | None:
 
 def _project_run(store: GradientStore) -> Path | None:
     for path in reversed(runs.finished("project")):
-        if Path(runs.read_json(path / "store.json", "a run of project")["store"]) == store.path:
+        if Path(read_json(path / "store.json", "a run of project")["store"]) == store.path:
             return path
     return None
 
@@ -111,7 +112,7 @@ def _fine_tunes(selection: Selection) -> list[tuple[Path, dict[str, Any]]]:
     newest: dict[tuple[bool, int], tuple[Path, dict[str, Any]]] = {}
     steps = None
     for path in reversed(runs.finished("finetune")):
-        results = runs.read_json(path / "results.json", "the results of a fine-tune")
+        results = read_json(path / "results.json", "the results of a fine-tune")
         same = (results["store"], results["target"]) == (selection.store, selection.target)
         chosen = results["selected"] == selection.selected
         if not same or not (chosen or results["method"] == "all"):
@@ -165,7 +166,7 @@ def _curves(meta: Path | None, tunes: Sequence[Path]) -> list[dict[str, Any]]:
     folders = ([("meta-training", meta)] if meta else []) + [("fine-tuning", p) for p in tunes[:1]]
     curves = []
     for name, folder in folders:
-        losses = runs.read_json(folder / "curve.json", "a loss curve")["loss"]
+        losses = read_json(folder / "curve.json", "a loss curve")["loss"]
         curves.append({"name": name, "steps": list(range(1, len(losses) + 1)), "loss": losses})
     return curves
 

@@ -5,7 +5,6 @@ the `.part` folder that an interrupted run left behind.
 """
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -17,11 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+import xxhash
 import yaml
 
 from gradex import __version__
-from gradex.config import RECORD_KEYS, read_yaml
+from gradex.config import read_yaml
 from gradex.errors import GradexError
+from gradex.records import write_text
 
 RUNS = Path("runs")
 # Where the first process of a training tells those it starts which run they belong to.
@@ -71,13 +72,16 @@ class Run:
         self.part.rename(self.path)
 
 
-def start(stage: str, config: object, *, output_dir: str | None = None) -> Run:
+def start(
+    stage: str, config: object, *, output_dir: str | None = None, inputs: object = None
+) -> Run:
     """Begin (or take up again) a run of `stage` with the resolved settings of `config`.
 
     A given `output_dir` is the run's folder, and is left out of the settings: a run is repeated
-    into a folder of its own.
+    into a folder of its own. A run is only taken up again on equal `inputs` (rows, selection):
+    files may have changed under the same settings.
     """
-    settings = asdict(config)
+    settings = asdict(config) | {"inputs": _digest(inputs)}
     if _is_follower():
         return _follow(stage, settings, output_dir)
     if output_dir:
@@ -92,6 +96,10 @@ def start(stage: str, config: object, *, output_dir: str | None = None) -> Run:
             return _open(stage, part.with_name(part.name.removesuffix(".part")), part, settings)
     name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
     return _open(stage, folder / name, folder / f"{name}.part", settings)
+
+
+def _digest(inputs: object) -> str:
+    return xxhash.xxh3_64_hexdigest(repr(inputs).encode("utf-8", "surrogatepass"))
 
 
 def _is_follower() -> bool:
@@ -145,9 +153,12 @@ def _locked(part: Path) -> bool:
 
 
 def _settings_of(folder: Path) -> dict[str, Any]:
-    file = folder / "config.yaml"
-    content = read_yaml(file) if file.exists() else {}
-    return {key: value for key, value in content.items() if key not in RECORD_KEYS}
+    """What a run was begun with; nothing where its config is not there or damaged."""
+    try:
+        content = read_yaml(folder / "config.yaml")
+    except GradexError:
+        return {}
+    return {key: value for key, value in content.items() if key not in ("stage", "created")}
 
 
 def _require_same(part: Path, settings: dict[str, Any]) -> None:
@@ -156,8 +167,7 @@ def _require_same(part: Path, settings: dict[str, Any]) -> None:
         if before and before.get(key) != value:
             raise GradexError(
                 f"{part}: an interrupted run with {key}={before.get(key)} lies here, this one has "
-                f"{key}={value}; repeat it with the old settings, remove it, or name another "
-                "--output_dir"
+                f"{key}={value}; repeat it as it was, remove it, or name another --output_dir"
             )
 
 
@@ -196,33 +206,6 @@ def read_config(folder: Path, stage: str) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     names = ("torch", "transformers", "peft", "lightning", "numpy", "scikit-learn")
     return {"gradex": __version__} | {name: metadata.version(name) for name in names}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a half."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from disk, or one sentence about the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GradexError(f"{path}: no such file; expected {what}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise GradexError(f"{path}: not valid JSON ({error}); expected {what}") from None
-    if not isinstance(content, dict):
-        raise GradexError(f"{path}: found a {type(content).__name__}, expected {what}")
-    return content
 
 
 def _dump(content: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from gradex import runs
 from gradex.arguments import EstimatorArguments, SubsetArguments
-from gradex.config import main, option, require_positive
+from gradex.config import main, option, require_not_negative, require_positive
 from gradex.data.subsets import Subset, find_subsets
 from gradex.estimators import make_estimator
 from gradex.gradients.store import GradientStore, open_store
@@ -41,6 +41,7 @@ class Config(SubsetArguments, EstimatorArguments):
         EstimatorArguments.__post_init__(self)
         SubsetArguments.__post_init__(self)
         require_positive(self, "max_sources")
+        require_not_negative(self, "min_gain")
 
 
 def select_sources(config: Config) -> Path:

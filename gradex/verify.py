@@ -8,8 +8,10 @@ kept, so that an interrupted verification goes on with the next.
 """
 
 import csv
+import logging
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,26 @@ from gradex.arguments import (
     EstimatorArguments,
     TrainArguments,
     TrustArguments,
+    combined,
     require_one_device,
 )
-from gradex.config import main, option, require_fraction, require_positive, with_defaults
+from gradex.config import (
+    main,
+    option,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+    with_defaults,
+)
 from gradex.data.metrics import relative_error, spearman
 from gradex.data.sources import Sources
 from gradex.data.subsets import Subset, format_subset, read_subsets, sample_subsets
+from gradex.errors import GradexError
 from gradex.estimators import make_estimator
 from gradex.estimators.protocol import Estimates
 from gradex.gradients.store import GradientStore, open_store
 from gradex.progress import progress
+from gradex.records import read_json, write_json
 from gradex.training.fit import fit
 from gradex.training.prepare import (
     load_base_and_encoder,
@@ -43,6 +55,8 @@ from gradex.training.prepare import (
 from gradex.training.recipe import Recipe, make_recipe
 
 MIXED_SIZES = (0.5, 0.25, 0.75)
+SUMMARY = ("target", "spearman", "n", "relative_error", "constant_relative_error")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,20 +74,28 @@ class Config(TrainArguments, TrustArguments, EstimatorArguments):
         EstimatorArguments.__post_init__(self)
         TrainArguments.__post_init__(self)
         require_positive(self, "num_subsets")
+        require_not_negative(self, "subset_seed")
         require_fraction(self, "subset_size")
         require_one_device(self, "each of these fine-tunes runs on one device")
 
 
 def verify(config: Config) -> Path:
     """Returns the run folder: verify.json, verify.csv, config.yaml."""
+    if config.num_train_epochs is not None:
+        raise GradexError(
+            "--num_train_epochs: every subset is trained for the same number of steps; say "
+            "--max_steps"
+        )
     store = open_store(config.store)
-    config = with_defaults(replace(config, store=str(store.path)), store.origin["recipe"])
+    recorded = store.recorded_settings()
+    config = with_defaults(replace(config, store=str(store.path)), recorded)
     subsets = _held_out(config, store.sources)
     fitted = make_estimator(config.estimator, lam=config.lam)
     fitted.fit(store, targets=config.target, split="test")
     estimates = fitted.predict(subsets)
-    with runs.start("verify", config, output_dir=config.output_dir) as run:
-        trials = _make_trials(config, store, estimates.targets)
+    inputs = (store.fingerprint, [sorted(subset) for subset in subsets])
+    with runs.start("verify", config, output_dir=config.output_dir, inputs=inputs) as run:
+        trials = _make_trials(combined(recorded, config), store, estimates.targets)
         truth = trials.run(subsets, run.part / "trials", order=store.sources)
         table = [_target_table(estimates, truth, subsets, t, store) for t in range(truth.shape[1])]
         content = {
@@ -83,14 +105,19 @@ def verify(config: Config) -> Path:
             "steps": trials.recipe.max_steps,
             "targets": table,
         }
-        runs.write_json(run.part / "verify.json", content)
+        write_json(run.part / "verify.json", content)
         _write_csv(run.part / "verify.csv", table)
+    for entry in table:
+        log.info(
+            "%s: Spearman %.2f over %d fine-tunes; relative error %.2f, of the others' mean %.2f",
+            *(entry[key] for key in SUMMARY),
+        )
     return run.path
 
 
-def _make_trials(config: Config, store: GradientStore, targets: Sequence[str]) -> "_Trials":
-    origin = store.origin
-    settings = origin["base"] | asdict(config) | origin["tasks"]
+def _make_trials(
+    settings: dict[str, Any], store: GradientStore, targets: Sequence[str]
+) -> "_Trials":
     sources = load_data(settings)
     hashes = {name: store.data_hash("train", name) for name in store.sources}
     require_same_data(sources, hashes, where=str(store.path))
@@ -125,9 +152,10 @@ class _Trials:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     scores = self._train(subset, file.parent)
                     words = format_subset(subset, order)
-                    runs.write_json(file, {"subset": words, "scores": scores})
-                scores = runs.read_json(file, "the result of a true fine-tune")["scores"]
-                truth.append([scores[target]["loss"] for target in self.targets])
+                    write_json(file, {"subset": words, "scores": scores})
+                    shutil.rmtree(file.parent / "checkpoints")
+                result = read_json(file, "the result of a true fine-tune", {"scores": dict})
+                truth.append([result["scores"][target]["loss"] for target in self.targets])
                 bar.update()
         return np.array(truth)
 

@@ -16,7 +16,7 @@ import yaml
 from gradex import runs
 from gradex.adapters import spec as adapters
 from gradex.arguments import DEMO_DEFAULTS
-from gradex.config import main
+from gradex.config import RECORD_KEYS, main
 from gradex.data.demo import write_world
 from gradex.data.sources import load_sources
 from gradex.data.tokens import collate
@@ -266,7 +266,7 @@ def test_a_written_config_repeats_the_run(model_folder, toy_tasks):
     again = runs.newest("meta_train")
     assert again != meta
     first, second = (yaml.safe_load((r / "config.yaml").read_text()) for r in (meta, again))
-    for key in runs.RECORD_KEYS:
+    for key in RECORD_KEYS:
         first.pop(key), second.pop(key)
     assert first == second
     name = "adapter/adapter_model.safetensors"

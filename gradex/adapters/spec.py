@@ -3,14 +3,17 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
+from safetensors import safe_open
 from torch import nn
 
 from gradex.data.tokens import Family
 from gradex.errors import GradexError
 from gradex.models.load import Base, hash_files
+from gradex.records import read_json, write_json
 
 TASK_TYPES: dict[Family, str] = {
     "causal": "CAUSAL_LM",
@@ -69,10 +72,24 @@ def load(base: Base, folder: Path) -> nn.Module:
     if not (folder / "adapter_model.safetensors").is_file():
         raise GradexError(f"{folder}: not an adapter folder (it has no adapter_model.safetensors)")
     try:
-        return PeftModel.from_pretrained(base.model, folder, is_trainable=True).eval()
-    except (RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        model = PeftModel.from_pretrained(base.model, folder, is_trainable=True).eval()
+    except Exception as error:  # a broken file makes libraries raise whatever they stumble over
+        first = (str(error) or type(error).__name__).splitlines()[0]
         raise GradexError(f"{folder}: the adapter does not fit this base model ({first})") from None
+    _require_all_weights(model, folder)
+    return model
+
+
+def _require_all_weights(model: nn.Module, folder: Path) -> None:
+    """peft leaves layers that the file does not name as they are drawn: at random."""
+    from peft import get_peft_model_state_dict
+
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        found = set(file.keys())
+    if wanted != found:
+        name = min(wanted ^ found)
+        raise GradexError(f"{folder}: the adapter does not fit this base model (see {name})")
 
 
 def export(model: nn.Module, folder: Path, *, base_path: str, card: str) -> None:
@@ -80,15 +97,20 @@ def export(model: nn.Module, folder: Path, *, base_path: str, card: str) -> None
     model.peft_config["default"].base_model_name_or_path = base_path
     # Embeddings are never trained here; peft would ask the hub whether they were resized.
     model.save_pretrained(folder, save_embedding_layers=False)
+    file = folder / "adapter_config.json"
+    write_json(file, _in_order(read_json(file, "a peft adapter's settings")))
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _in_order(settings: dict[str, Any]) -> dict[str, Any]:
+    """peft writes sets of module names in no fixed order."""
+    return {key: sorted(v, key=str) if isinstance(v, list) else v for key, v in settings.items()}
 
 
 def fingerprint(folder: Path) -> str:
     """Weights and settings of an adapter by content, wherever its base model lies."""
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = read_json(folder / "adapter_config.json", "a peft adapter's settings")
     settings.pop("base_model_name_or_path", None)
-    # peft writes sets of module names in no fixed order.
-    sets = {key: sorted(map(str, v)) for key, v in settings.items() if isinstance(v, list)}
-    text = json.dumps(settings | sets, sort_keys=True)
+    text = json.dumps(_in_order(settings), sort_keys=True)
     weights = hash_files([folder / "adapter_model.safetensors"])
     return f"{weights}-{xxhash.xxh3_64_hexdigest(text.encode())}"

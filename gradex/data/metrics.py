@@ -51,14 +51,17 @@ EXTRACTORS: dict[str, Callable[[str], list[str]]] = {
     "yes_no": _yes_no,
     "number": _numbers,
 }
+NEVER = re.compile(r"(?!)")
 # An answer that opens a text is that text's answer, whatever is said about it afterwards.
 OPENINGS = {
     "choice": re.compile(r"\([A-J]\)|[A-J](?:[).:](?=\s(?!\w\.)|$)|$)"),
     "yes_no": re.compile(r"(?:yes|no|true|false)(?=[.,;:!]|$)", re.IGNORECASE),
+    "number": NEVER,
 }
 # And so is one that closes it in this form.
 CLOSINGS = {
     "choice": re.compile(r"\([A-J]\)$"),
+    "yes_no": NEVER,
     "number": re.compile(rf"=\s*{NUMBER.pattern}$", re.ASCII),
 }
 
@@ -71,9 +74,7 @@ def answer_kind(reference: str) -> str:
     """
     tail = _stated(reference)
     for kind in EXTRACTORS:
-        marks = [re.match(OPENINGS[kind], tail)] if kind in OPENINGS else []
-        marks += [re.search(CLOSINGS[kind], tail)] if kind in CLOSINGS else []
-        if any(marks) or _is_all(kind, tail):
+        if OPENINGS[kind].match(tail) or CLOSINGS[kind].search(tail) or _is_all(kind, tail):
             return kind
     return "number" if STATED.search(reference) and _numbers(tail) else "text"
 
@@ -95,7 +96,7 @@ def extract_answer(text: str, kind: str) -> str:
     if kind == "text":
         return normalise(tail)
     extract = EXTRACTORS[kind]
-    opening = OPENINGS[kind].match(tail) if kind in OPENINGS else None
+    opening = OPENINGS[kind].match(tail)
     for part in (opening.group() if opening else "", tail, text):
         found = extract(part)
         if found:

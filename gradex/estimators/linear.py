@@ -45,14 +45,15 @@ class Linear:
         """Per-source sums and per-target mean gradients, one pass over the store."""
         self.sources_ = list(sources or store.sources)
         self.targets_ = list(targets or store.targets)
+        if not self.sources_ or not self.targets_:
+            raise GradexError(f"{store.path}: holds no source or no target; run project again")
         grams, sums, counts = zip(*(_sums(store, name) for name in self.sources_), strict=True)
         self.grams_: Float[np.ndarray, "source dim dim"] = np.stack(grams)
         self.sums_: Float[np.ndarray, "source dim"] = np.stack(sums)
         self.counts_: Float[np.ndarray, " source"] = np.array(counts, dtype=np.float64)
-        if not self.counts_.all():
-            name = self.sources_[int((self.counts_ == 0).argmax())]
-            raise GradexError(f"{store.path}: source '{name}' has no good row")
         self.tau_ = np.trace(self.grams_.sum(0)) / self.counts_.sum()
+        if self.tau_ == 0:
+            raise GradexError(f"{store.path}: all gradients are zero; nothing can be estimated")
         found = [_target(store.target(name, split)) for name in self.targets_]
         self.loss_: Float[np.ndarray, " target"] = np.array([loss for loss, _ in found])
         self.slope_: Float[np.ndarray, "target dim"] = np.stack([slope for _, slope in found])
@@ -91,21 +92,22 @@ class Linear:
 
 def _sums(store: GradientStore, name: str) -> tuple[np.ndarray, np.ndarray, int]:
     """sum g g^T, sum g and the number of rows of a source, rows at unit norm."""
-    gram = np.zeros((store.dim, store.dim))
-    total, count = np.zeros(store.dim), 0
+    gram, total, count = 0.0, 0.0, 0
     for block in store.blocks("train", name):
         norm = np.maximum(block.table["grad_norm"].astype(np.float64), np.finfo(np.float32).tiny)
         unit = block.gradients / norm[:, None]
-        gram += unit.T @ unit
-        total += unit.sum(0)
+        gram = gram + unit.T @ unit
+        total = total + unit.sum(0)
         count += len(unit)
-    return gram, total, count
+    if count == 0:
+        raise GradexError(f"{store.path}: source '{name}' has no good row; select without it")
+    return np.asarray(gram), np.asarray(total), count
 
 
 def _target(block: Block) -> tuple[float, Float[np.ndarray, " dim"]]:
     """A target's mean loss and its soft mean gradient."""
     norm = block.table["grad_norm"].astype(np.float64)
-    middle = float(np.median(norm)) if len(norm) else 0.0
+    middle = float(np.median(norm))
     weight = middle / (norm + middle) if middle > 0 else np.zeros_like(norm)
     slope = (block.gradients * weight[:, None]).mean(0)
     return float(block.table["loss"].mean()), slope.astype(np.float64)

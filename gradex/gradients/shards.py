@@ -10,8 +10,6 @@ no time and no host: two undisturbed runs leave the same bytes.
 """
 
 import hashlib
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gradex.errors import GradexError
+from gradex.records import read_json, replacing, write_json
 
 ROW_TYPE = np.dtype(
     [
@@ -32,6 +31,9 @@ ROW_TYPE = np.dtype(
         ("ok", "?"),
     ]
 )
+
+STORED_TYPES = (np.dtype("<f2"), np.dtype("<f4"))
+RECEIPT = {"rows": int, "rows_hash": str, "files": dict, "bad": dict}
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,13 @@ def write_shard(
     for ending, (gradients, rows) in parts.items():
         for suffix, array in ((".npy", gradients), (".rows.npy", rows)):
             file = path.file(f"{ending}{suffix}")
-            _write_array(file, array)
+            with replacing(file) as stream:
+                np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
             files[file.name] = sha256(file)
     rows = parts[""][1]
     receipt = {"rows": len(rows), "rows_hash": rows_hash(rows["id"]), "files": files, "bad": bad}
     receipt["versions"] = versions
-    _replace(path.receipt, (json.dumps(receipt, indent=1) + "\n").encode())
+    write_json(path.receipt, receipt)
     return receipt
 
 
@@ -103,50 +106,45 @@ def is_complete(path: ShardPath, ids: np.ndarray) -> bool:
 
 
 def read_receipt(path: ShardPath) -> dict:
-    try:
-        return json.loads(path.receipt.read_text())
-    except FileNotFoundError:
+    if not path.receipt.exists():
         raise GradexError(
             f"{path.receipt}: missing, so the shard is not complete; run project again to finish "
             "the store"
-        ) from None
-    except json.JSONDecodeError:
-        raise GradexError(f"{path.receipt}: damaged; run project again to redo the shard") from None
+        )
+    return read_json(path.receipt, "a shard's receipt (project redoes a damaged one)", RECEIPT)
 
 
-def read_array(file: Path, rows: int) -> np.ndarray:
-    """A shard's array, memory-mapped, checked to hold the rows of its receipt."""
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+def read_gradients(file: Path, *, rows: int, dim: int) -> Float[np.ndarray, "row dim"]:
+    """A shard's gradients as stored, memory-mapped."""
+    array = _read_array(file)
+    if array.shape != (rows, dim) or array.dtype not in STORED_TYPES:
         raise GradexError(
-            f"{file}: not readable ({error}); run project again to redo the shard"
-        ) from None
-    if len(array) != rows:
-        raise GradexError(
-            f"{file}: {len(array)} rows, its receipt says {rows}; run project again to redo it"
+            f"{file}: found {array.dtype} of shape {array.shape}, expected half or single floats "
+            f"of shape {(rows, dim)}; run project again to redo the shard"
         )
     return array
+
+
+def read_table(file: Path, *, rows: int) -> np.ndarray:
+    """What is known of a shard's rows."""
+    array = _read_array(file)
+    if array.shape != (rows,) or array.dtype != ROW_TYPE:
+        raise GradexError(
+            f"{file}: not the table of {rows} rows that its receipt tells of; run project again to "
+            "redo the shard"
+        )
+    return np.array(array)
+
+
+def _read_array(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise GradexError(
+            f"{file}: not a readable array ({error}); run project again to redo the shard"
+        ) from None
 
 
 def sha256(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_array(file: Path, array: np.ndarray) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    with open(temporary, "wb") as stream:
-        np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    with open(temporary, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)

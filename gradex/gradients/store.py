@@ -19,13 +19,21 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from gradex.data.subsets import encode_name
+from gradex.arguments import recorded_settings
+from gradex.data.subsets import check_name, encode_name
 from gradex.errors import GradexError, unknown
-from gradex.gradients.shards import ShardPath, read_array, read_receipt
+from gradex.gradients.shards import ShardPath, read_gradients, read_receipt, read_table
 from gradex.models.losses import Objective
-from gradex.runs import newest, read_json, write_json
+from gradex.records import read_json, require_shape, write_json
+from gradex.runs import newest
 
 FORMAT = "gradex-store/1"
+MANIFEST = {
+    "space": {"project_dim": int, "differentiate": str, "dtype": str},
+    "shard_rows": int,
+}
+PLAN = {"train": dict, "target": dict}
+ENTRY = {"rows": int, "shards": int, "data_hash": str}
 Side = Literal["train", "target"]
 
 
@@ -57,7 +65,10 @@ class GradientStore:
             return store
         if path.exists() and any(path.iterdir()):
             raise GradexError(f"{path}: holds files but no manifest.json; name an empty folder")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GradexError(f"--output_dir {path}: cannot be made ({error.strerror})") from None
         manifest = {
             "format": FORMAT,
             "fingerprint": fingerprint(space),
@@ -74,13 +85,18 @@ class GradientStore:
         path = Path(path)
         if not (path / "manifest.json").is_file():
             raise GradexError(f"{path}: not a gradient store (it has no manifest.json)")
-        manifest = read_json(path / "manifest.json", "a gradient store's manifest")
-        if manifest.get("format") != FORMAT:
+        manifest = read_json(path / "manifest.json", "a gradient store's manifest", {"format": str})
+        if manifest["format"] != FORMAT:
             raise GradexError(
-                f"{path}: the store's format is {manifest.get('format')}, expected {FORMAT}; make "
-                "it anew with project"
+                f"{path}: the store's format is {manifest['format']}, expected {FORMAT}; make it "
+                "anew with project"
             )
-        return cls(path, manifest, read_json(path / "plan.json", "a gradient store's plan"))
+        require_shape(manifest, MANIFEST, where=f"{path}/manifest.json", what="a store's manifest")
+        plan = read_json(path / "plan.json", "a gradient store's plan", PLAN)
+        for name, entry in [*plan["train"].items(), *plan["target"].items()]:
+            check_name(name, f"{path}/plan.json")
+            require_shape(entry, ENTRY, where=f"{path}/plan.json: {name}", what="a store's plan")
+        return cls(path, manifest, plan)
 
     @property
     def fingerprint(self) -> str:
@@ -89,7 +105,14 @@ class GradientStore:
     @property
     def origin(self) -> dict[str, Any]:
         """What the gradients were made from: `base`, `tasks` and `recipe` settings."""
-        return read_json(self.path / "origin.json", "what a gradient store was made from")
+        shape = {"base": dict, "tasks": dict, "recipe": dict}
+        return read_json(self.path / "origin.json", "what a gradient store was made from", shape)
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """Those settings, checked, as one mapping."""
+        origin = self.origin
+        values = origin["base"] | origin["tasks"] | origin["recipe"]
+        return recorded_settings(values, where=f"{self.path}/origin.json")
 
     @property
     def dim(self) -> int:
@@ -139,23 +162,27 @@ class GradientStore:
         """The good rows, a shard at a time, as float32: stores may be larger than memory."""
         ending = self._ending(objective)
         for shard in self.shards(side, name):
-            count = read_receipt(shard)["rows"]
-            table = np.array(read_array(shard.file(f"{ending}.rows.npy"), count))
-            stored = read_array(shard.file(f"{ending}.npy"), count)
+            rows = read_receipt(shard)["rows"]
+            table = read_table(shard.file(f"{ending}.rows.npy"), rows=rows)
+            file = shard.file(f"{ending}.npy")
+            stored = read_gradients(file, rows=rows, dim=self.dim)
             keep = table["ok"]
             if split is not None:
                 keep = keep & (table["split"] == split.encode())
             table = table[keep]
-            yield Block(stored[keep].astype(np.float32) * table["scale"][:, None], table)
+            gradients = stored[keep].astype(np.float32) * table["scale"][:, None]
+            if not np.isfinite(gradients).all():
+                raise GradexError(f"{file}: holds numbers that are not finite; project redoes it")
+            yield Block(gradients, table)
 
     def source(self, name: str, *, objective: Objective = "loss") -> Block:
         """All good training rows of a source."""
-        return _joined(list(self.blocks("train", name, objective=objective)), self.dim)
+        return _joined(list(self.blocks("train", name, objective=objective)), f"source {name}")
 
     def target(self, name: str, split: str, *, objective: Objective = "loss") -> Block:
         """All good rows of a target's select or test split."""
         blocks = self.blocks("target", name, objective=objective, split=split)
-        return _joined(list(blocks), self.dim)
+        return _joined(list(blocks), f"target {name}'s {split} rows")
 
     def rows(self, ids: Sequence[str], *, objective: Objective = "loss") -> np.ndarray:
         """The gradients of training rows by id, in the order of the ids."""
@@ -198,9 +225,9 @@ class GradientStore:
         return ""
 
 
-def _joined(blocks: list[Block], dim: int) -> Block:
-    if not blocks:
-        raise GradexError(f"no rows (of {dim} dims) to read")
+def _joined(blocks: list[Block], what: str) -> Block:
+    if not any(len(block.table) for block in blocks):
+        raise GradexError(f"{what}: the store holds no good row of it")
     return Block(
         np.concatenate([block.gradients for block in blocks]),
         np.concatenate([block.table for block in blocks]),
@@ -210,7 +237,8 @@ def _joined(blocks: list[Block], dim: int) -> Block:
 def open_store(path: str | None) -> GradientStore:
     """The named store, or that of the newest run of project."""
     if path is None:
-        path = read_json(newest("project") / "store.json", "a run of project")["store"]
+        file = newest("project") / "store.json"
+        path = read_json(file, "where a run of project left its store", {"store": str})["store"]
     return GradientStore.open(Path(path))
 
 

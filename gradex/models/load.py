@@ -6,7 +6,8 @@ come from safetensors files; code or pickles that a model brings are refused unl
 
 import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gradex.errors import GradexError
 
 log = logging.getLogger(__name__)
 DEMO = "demo"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,22 +55,25 @@ def load_tokenizer(spec: BaseSpec):
     """The tokenizer of a base, with a padding token."""
     from transformers import AutoTokenizer
 
-    _check_folder(spec)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             spec.source, trust_remote_code=spec.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise GradexError(f"{spec.path}: no tokenizer could be loaded ({_first(error)})") from None
+    except Exception as error:  # a broken file makes libraries raise whatever they stumble over
+        raise _not_loaded(spec, "tokenizer", error) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None or len(tokenizer) == 0:
+        raise GradexError(f"{spec.path}: its tokenizer has no padding or end token; name one in "
+                          "tokenizer_config.json")  # fmt: skip
     return tokenizer
 
 
 def load_base(spec: BaseSpec, *, labels: Sequence[str] | None = None) -> Base:
     """The base model in eval mode; `labels` are a classifier's class names."""
-    tokenizer = load_tokenizer(spec)
+    _check_folder(spec)
     config = _load_config(spec)
+    tokenizer = load_tokenizer(spec)
     family = family_of(config)
     model = _load_model(spec, config, family, labels)
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
@@ -104,8 +109,9 @@ def _check_folder(spec: BaseSpec) -> None:
     """A local folder must hold a config and weights; a name without a folder is a hub id."""
     folder = Path(spec.source)
     if not folder.exists():
-        if spec.path.count("/") > 1 or spec.path.startswith((".", "/", "~")):
+        if not HUB_ID.fullmatch(spec.path) or ("/" in spec.path and folder.parent.is_dir()):
             raise GradexError(f"{spec.path}: no such model folder")
+        log.info("%s: no such folder here, asking the hub for it", spec.path)
         return
     if not (folder / "config.json").is_file():
         raise GradexError(f"{spec.path}: not a model folder (it has no config.json)")
@@ -131,8 +137,10 @@ def _load_config(spec: BaseSpec):
                 "read that code, then pass --trust_remote_code"
             )
         return AutoConfig.from_pretrained(spec.source, trust_remote_code=spec.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise GradexError(f"{spec.path}: the config cannot be loaded ({_first(error)})") from None
+    except GradexError:
+        raise
+    except Exception as error:
+        raise _not_loaded(spec, "config", error) from None
 
 
 def _raw_config(spec: BaseSpec) -> dict[str, Any]:
@@ -164,14 +172,32 @@ def _load_model(spec: BaseSpec, config, family: Family, labels: Sequence[str] | 
         # A new classification head is drawn here: from a fixed seed, so that a path repeats.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = classes[family].from_pretrained(spec.source, config=config, **arguments)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise GradexError(f"{spec.path}: the weights cannot be loaded ({_first(error)})") from None
+            model, report = classes[family].from_pretrained(
+                spec.source, config=config, output_loading_info=True, **arguments
+            )
+    except Exception as error:
+        raise _not_loaded(spec, "weights", error) from None
+    _require_all_weights(spec, family, report["missing_keys"])
     if spec.qlora:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model)
     return model
+
+
+def _require_all_weights(spec: BaseSpec, family: Family, missing: Iterable[str]) -> None:
+    """Layers that the files lack would be random; only a new classification head may be."""
+    lacking = sorted(name for name in missing if not _is_head(family, name))
+    if lacking:
+        raise GradexError(
+            f"{spec.path}: the weights lack {len(lacking)} of the model's tensors ({lacking[0]}, "
+            "...); the config and the weights do not belong together"
+        )
+
+
+def _is_head(family: Family, name: str) -> bool:
+    heads = ("classifier", "score", "pooler", "pre_classifier", "classification_head")
+    return family == "classifier" and any(part in heads for part in name.split("."))
 
 
 def _quantised() -> dict[str, Any]:
@@ -222,5 +248,7 @@ def hash_files(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _not_loaded(spec: BaseSpec, what: str, error: Exception) -> GradexError:
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    place = "" if Path(spec.source).exists() else "no such folder here, and from the hub "
+    return GradexError(f"{spec.path}: {place}its {what} could not be loaded ({first})")

@@ -4,10 +4,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from gradex.arguments import recorded_settings
 from gradex.errors import GradexError
-from gradex.runs import read_json, write_json
+from gradex.records import read_json, write_json
 
 FORMAT = "gradex-selection/1"
+SHAPE = {
+    "format": str, "selected": list, "method": str, "target": str, "value": float,
+    "base_value": float, "scores": dict, "trace": list, "store": str, "fingerprint": str,
+    "base": dict, "tasks": dict, "recipe": dict, "data": dict, "n_sources": int,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,18 +40,22 @@ class Selection:
         write_json(path, asdict(self))
         return path
 
+    def recorded_settings(self, *, where: str) -> dict[str, Any]:
+        """Data, model and recipe that the selection was made for, checked, as one mapping."""
+        return recorded_settings(self.base | self.tasks | self.recipe, where=where)
+
     @classmethod
     def read(cls, path: Path) -> "Selection":
         """A selection from its file or the run folder that holds it."""
         path = path / "selection.json" if path.is_dir() else path
-        content = read_json(path, "a selection that select_sources wrote")
-        if content.get("format") != FORMAT:
+        what = f"a selection as select_sources writes it ({FORMAT})"
+        content = read_json(path, what, SHAPE)
+        if content["format"] != FORMAT:
+            raise GradexError(f"{path}: the format is {content['format']}, expected {what}")
+        unknown = [name for name in content["selected"] if name not in content["data"]]
+        if unknown or not content["selected"]:
             raise GradexError(
-                f"{path}: the format is {content.get('format')}, expected {FORMAT} as "
-                "select_sources writes it"
+                f"{path}: found {unknown or 'nothing'} in `selected`, expected sources that `data` "
+                "tells the rows of; select again"
             )
-        names = {f.name for f in fields(cls)}
-        missing = names - set(content)
-        if missing:
-            raise GradexError(f"{path}: key '{sorted(missing)[0]}' is missing; select again")
-        return cls(**{name: content[name] for name in names})
+        return cls(**{f.name: content[f.name] for f in fields(cls)})

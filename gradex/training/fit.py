@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
@@ -19,6 +20,7 @@ from gradex.training.callbacks import LossCurve, StopOnBadLoss
 from gradex.training.module import FineTuner
 from gradex.training.recipe import Recipe
 
+log = logging.getLogger(__name__)
 CHECKPOINTS = 10  # about this many are written during a run, each over the one before
 
 
@@ -47,12 +49,31 @@ def fit(
         enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
-    last = folder / "checkpoints" / "step.ckpt"
+    last = _checkpoint(folder / "checkpoints" / "step.ckpt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = _trainer(recipe, [curve, StopOnBadLoss(), saver])
-        _run(trainer, module, last if last.exists() else None)
+        _run(trainer, module, last)
+    _require_finite(module)
     return module.model.eval(), curve.losses
+
+
+def _checkpoint(file: Path) -> Path | None:
+    """The checkpoint to go on from; one that a crash has damaged is not."""
+    if not file.exists():
+        return None
+    try:
+        torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:
+        log.warning("%s: not readable (%s), training begins again", file, type(error).__name__)
+        return None
+    return file
+
+
+def _require_finite(module: FineTuner) -> None:
+    for name, parameter in module.model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise GradexError(f"training has spoiled '{name}'; try a lower --learning_rate")
 
 
 def _run(trainer: pl.Trainer, module: FineTuner, checkpoint: Path | None) -> None:
@@ -75,17 +96,24 @@ def _trainer(recipe: Recipe, callbacks: list[pl.Callback]) -> pl.Trainer:
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     devices = int(recipe.devices) if recipe.devices.lstrip("-").isdigit() else recipe.devices
-    return pl.Trainer(
-        max_steps=recipe.max_steps,
-        accumulate_grad_batches=recipe.accumulate,
-        gradient_clip_val=1.0,
-        precision=recipe.precision,
-        devices=devices,
-        num_nodes=recipe.num_nodes,
-        strategy=recipe.strategy,
-        callbacks=callbacks,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    try:
+        return pl.Trainer(
+            max_steps=recipe.max_steps,
+            accumulate_grad_batches=recipe.accumulate,
+            gradient_clip_val=1.0,
+            precision=recipe.precision,
+            devices=devices,
+            num_nodes=recipe.num_nodes,
+            strategy=recipe.strategy,
+            callbacks=callbacks,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise GradexError(
+            f"--devices {recipe.devices} --strategy {recipe.strategy} --precision "
+            f"{recipe.precision}: {first}"
+        ) from None

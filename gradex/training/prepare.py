@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,8 +55,13 @@ def load_base_and_encoder(
             )
         ids = label_ids(base.model, classes)
     encoder = Encoder(base.tokenizer, family=base.family, max_length=max_length, label_ids=ids)
-    log.info("%s model %s: %s", base.family, spec.path, encoder.describe())
+    _say_once(f"{base.family} model {spec.path}: {encoder.describe()}")
     return base, encoder
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.info(text)
 
 
 def _class_names(sources: Sources) -> list[str]:
@@ -72,6 +78,11 @@ def training_examples(
     bad: dict[str, dict[str, str]] = {}
     for name in names:
         found, unusable = encode_all(encoder, sources[name].rows["train"])
+        if not found:
+            raise GradexError(
+                f"source '{name}': none of its {len(unusable)} rows has a label within "
+                f"--max_length {encoder.max_length} tokens; raise it, or leave the source out"
+            )
         examples += found
         if unusable:
             bad[name] = unusable

@@ -1,10 +1,11 @@
 """A recipe: everything a fine-tune needs. Selection and trainer meet only here."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gradex.adapters.spec import AdapterSpec
+from gradex.arguments import TrainArguments
 from gradex.models.load import BaseSpec
 
 
@@ -60,6 +61,19 @@ def make_recipe(settings: dict[str, Any]) -> Recipe:
         strategy=settings["strategy"],
         seed=settings["seed"],
     )
+
+
+def with_steps(config: TrainArguments, *, rows: int, batches: dict[str, Any]) -> TrainArguments:
+    """`config` with its epochs turned into steps, where it names epochs and no steps.
+
+    `batches` has the batch size and accumulation where the config leaves them open.
+    """
+    if config.max_steps is not None or config.num_train_epochs is None:
+        return config
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    size, accumulate = (getattr(config, name) or batches[name] for name in names)
+    steps = steps_for_epochs(config.num_train_epochs, rows=rows, rows_per_step=size * accumulate)
+    return replace(config, max_steps=steps)
 
 
 def steps_for_epochs(epochs: float, *, rows: int, rows_per_step: int) -> int:
