@@ -174,11 +174,13 @@ def recorded_settings(values: dict[str, Any], *, where: str) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for group in (DataArguments, ModelArguments, TrainArguments):
         names = [f.name for f in fields(group)]
-        own = {name: values[name] for name in names if name in values}
+        for name in names:
+            if values.get(name) is None and name not in OPTIONAL:
+                raise GradexError(
+                    f"{where}: its base, tasks and recipe lack '{name}', which meta_train sets"
+                )
+        own = {name: values.get(name) for name in names}
         settings |= asdict(parse_values(group, own, where=where))
-    for name, value in settings.items():
-        if value is None and name not in OPTIONAL:
-            raise GradexError(f"{where}: key '{name}' is missing, which meta_train sets")
     return settings
 
 

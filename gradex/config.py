@@ -77,6 +77,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping, or one sentence that names the file and the line."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except FileNotFoundError:
+        raise GradexError(f"{path}: no such file") from None
     except OSError as error:
         raise GradexError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -169,7 +171,8 @@ def _yaml_as_flags(path: Path, config_class: type, stage: str) -> list[str]:
     content = read_yaml(path)
     if content.get("stage", stage) != stage:
         raise GradexError(
-            f"{path}: this is the config of `{content['stage']}`, expected one of `{stage}`"
+            f"{path}: this is the config of `{content['stage']}`, expected that of `{stage}`; "
+            f"`gradex {path}` runs a config again"
         )
     values = {key: value for key, value in content.items() if key not in RECORD_KEYS}
     return _as_flags(values, config_class, str(path))

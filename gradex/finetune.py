@@ -18,7 +18,7 @@ from gradex.errors import unknown
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
 from gradex.reporting.outcomes import outcome
-from gradex.selection.choice import Selection
+from gradex.selection.choice import Selection, selection_file
 from gradex.training.fit import fit
 from gradex.training.prepare import (
     load_base_and_encoder,
@@ -41,7 +41,7 @@ class Config(TrainArguments, TrustArguments):
 
 def finetune(config: Config) -> Path:
     """Returns the run folder: adapter/, results.json, curve.json, config.yaml."""
-    path = Path(config.selection) if config.selection else runs.newest("select_sources")
+    path = selection_file(config.selection)
     selection = Selection.read(path)
     recorded = selection.recorded_settings(where=str(path))
     sources = load_data(recorded | {"allow_pickle": config.allow_pickle})

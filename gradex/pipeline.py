@@ -23,6 +23,7 @@ from gradex.config import main, option, require_not_negative, require_positive
 from gradex.estimate import Config as EstimateConfig
 from gradex.estimate import estimate
 from gradex.gradients.store import GradientStore
+from gradex.records import read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
-"""Progress bars: live on a terminal, a line now and then in a log file."""
+"""What a person sees while a stage works: bars, live on a terminal, and things said once."""
 
+import logging
 import sys
+from functools import cache
 
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)
 
 
 def progress(name: str, total: int, *, unit: str, initial: int = 0, show: bool = True) -> tqdm:
@@ -17,3 +21,9 @@ def progress(name: str, total: int, *, unit: str, initial: int = 0, show: bool =
         disable=not show,
         dynamic_ncols=True,
     )
+
+
+@cache
+def say_once(text: str, *, level: int = logging.INFO) -> None:
+    """Log a line unless this process has said it before: stages load the same data and model."""
+    log.log(level, text)

@@ -21,7 +21,7 @@ from gradex.gradients.store import GradientStore
 from gradex.records import read_json
 from gradex.reporting.html import write_report
 from gradex.reporting.outcomes import outcome
-from gradex.selection.choice import Selection
+from gradex.selection.choice import Selection, selection_file
 
 FORMAT = "gradex-report/1"
 
@@ -35,7 +35,7 @@ class Config:
 
 def report(config: Config) -> Path:
     """Returns the page."""
-    place = Path(config.selection) if config.selection else _newest_choice()
+    place = selection_file(config.selection or _newest_choice())
     selection = Selection.read(place)
     store = GradientStore.open(Path(selection.store))
     verified = Path(config.verify) if config.verify else _newest_verify(selection)
@@ -45,11 +45,12 @@ def report(config: Config) -> Path:
     return run.path / "report.html"
 
 
-def _newest_choice() -> Path:
+def _newest_choice() -> str | None:
     """The newest selection that chose: `all` is there to be compared with."""
-    found = runs.finished("select_sources")
-    chosen = [path for path in found if Selection.read(path).method != "all"]
-    return chosen[-1] if chosen else runs.newest("select_sources")
+    for run in reversed(runs.finished("select_sources")):
+        if Selection.read(run / "selection.json").method != "all":
+            return str(run)
+    return None
 
 
 def _newest_verify(selection: Selection) -> Path | None:

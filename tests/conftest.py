@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from gradex.progress import say_once
+
 LETTERS = "abcdefghij"
 
 
@@ -25,6 +27,7 @@ def pytest_collection_modifyitems(config, items):
 def in_empty_folder(tmp_path, monkeypatch):
     """Every test runs in a folder of its own: stages write below the current one."""
     monkeypatch.chdir(tmp_path)
+    say_once.cache_clear()
 
 
 def make_tokenizer():

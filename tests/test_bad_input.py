@@ -377,7 +377,7 @@ BAD_CONFIGS = {
     "tasks: {a: 1}\n": ["run.yaml", "tasks", "expected"],
     "bf16: 3\n": ["run.yaml", "--bf16"],
     "lora_r: 0\n": ["lora_r", "above 0"],
-    "stage: project\n": ["run.yaml", "`project`", "gradex project --config"],
+    "stage: project\n": ["run.yaml", "`project`", "gradex run.yaml"],
     "stage: gone\n": ["run.yaml", "gone", "meta_train"],
 }
 

@@ -51,7 +51,7 @@ def test_a_written_config_reads_back(tmp_path):
         ("sise: 3", "unknown key 'sise'; known are: size, rate, names, kind, deep"),
         ("size: big", "c.yaml: argument --size"),
         ("kind: z", "c.yaml: argument --kind"),
-        ("stage: other", "this is the config of `other`, expected one of `stage`"),
+        ("stage: other", "this is the config of `other`, expected that of `stage`"),
         ("- a", "found list, expected `key: value` lines"),
         ("a: [", r"c\.yaml:2: not valid YAML"),
     ],

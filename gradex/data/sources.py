@@ -28,10 +28,10 @@ from gradex.data.formats import (
 from gradex.data.subsets import check_name
 from gradex.data.tasks import Task, find_tasks, is_place
 from gradex.errors import GradexError, unknown
+from gradex.progress import say_once
 
 SPLITS = ("train", "select", "test")
 Measured = frozenset[str] | None  # the names a task's targets have; None: all its sources are
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -325,14 +325,14 @@ def _overlaps(by_name: dict[str, Source]) -> list[str]:
 
 def _report(sources: Sources) -> None:
     for note in sources.notes:
-        log.warning("data: %s", note)
+        say_once(f"data: {note}", level=logging.WARNING)
     taken = Counter(source.format for source in sources.values())
     formats = ", ".join(f"{name} for {count}" for name, count in taken.items())
     rows = sum(len(source.rows["train"]) for source in sources.values())
-    log.info(
-        "data: %d sources to train on (%d rows), %d targets; format %s",
-        len(sources.trainable), rows, len(sources.targets), formats,
-    )  # fmt: skip
+    say_once(
+        f"data: {len(sources.trainable)} sources to train on ({rows} rows), "
+        f"{len(sources.targets)} targets; format {formats}"
+    )
 
 
 def _check_usable(sources: Sources, target: Sequence[str] | None) -> None:

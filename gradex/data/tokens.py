@@ -19,12 +19,12 @@ from torch import Tensor
 
 from gradex.data.formats import BadRow, Messages, Row
 from gradex.errors import GradexError
+from gradex.progress import say_once
 
 IGNORED = -100
 Family = Literal["causal", "seq2seq", "classifier"]
 Batch = dict[str, Tensor]
 GENERATION_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def encode_all(encoder: Encoder, rows: Iterable[Row]) -> tuple[list[Example], di
 
 def log_bad(name: str, bad: dict[str, str]) -> None:
     for reason, count in Counter(bad.values()).items():
-        log.warning("data: %s: rows left out: %d x %s", name, count, reason)
+        say_once(f"data: {name}: rows left out: {count} x {reason}", level=logging.WARNING)
 
 
 def collate(

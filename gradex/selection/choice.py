@@ -7,6 +7,7 @@ from typing import Any
 from gradex.arguments import recorded_settings
 from gradex.errors import GradexError
 from gradex.records import read_json, write_json
+from gradex.runs import newest
 
 FORMAT = "gradex-selection/1"
 SHAPE = {
@@ -46,8 +47,7 @@ class Selection:
 
     @classmethod
     def read(cls, path: Path) -> "Selection":
-        """A selection from its file or the run folder that holds it."""
-        path = path / "selection.json" if path.is_dir() else path
+        """A selection, checked to name only sources whose rows it knows."""
         what = f"a selection as select_sources writes it ({FORMAT})"
         content = read_json(path, what, SHAPE)
         if content["format"] != FORMAT:
@@ -59,3 +59,9 @@ class Selection:
                 "tells the rows of; select again"
             )
         return cls(**{f.name: content[f.name] for f in fields(cls)})
+
+
+def selection_file(place: str | None) -> Path:
+    """The named selection, a file or the run folder that holds it, or that of the newest run."""
+    path = Path(place) if place else newest("select_sources")
+    return path / "selection.json" if path.is_dir() else path

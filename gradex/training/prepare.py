@@ -1,9 +1,7 @@
 """From the settings of a run to loaded things: sources, base model, encoder, examples."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,8 +13,7 @@ from gradex.data.tokens import Encoder, Example, encode_all, label_names, log_ba
 from gradex.errors import GradexError
 from gradex.models.load import Base, BaseSpec, label_ids, load_base
 from gradex.models.scoring import score
-
-log = logging.getLogger(__name__)
+from gradex.progress import say_once
 
 
 def load_data(settings: dict[str, Any]) -> Sources:
@@ -55,13 +52,8 @@ def load_base_and_encoder(
             )
         ids = label_ids(base.model, classes)
     encoder = Encoder(base.tokenizer, family=base.family, max_length=max_length, label_ids=ids)
-    _say_once(f"{base.family} model {spec.path}: {encoder.describe()}")
+    say_once(f"{base.family} model {spec.path}: {encoder.describe()}")
     return base, encoder
-
-
-@cache
-def _say_once(text: str) -> None:
-    log.info(text)
 
 
 def _class_names(sources: Sources) -> list[str]:
