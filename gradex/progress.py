@@ -10,13 +10,14 @@ log = logging.getLogger(__name__)
 
 
 def progress(name: str, total: int, *, unit: str, initial: int = 0, show: bool = True) -> tqdm:
-    """A bar on stderr; one inside another goes away when it is done."""
+    """A bar on stderr for what takes longer than a second; an inner one goes when it is done."""
     return tqdm(
         desc=name,
         total=total,
         initial=initial,
         unit=unit,
         leave=None,
+        delay=1,
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
         disable=not show,
         dynamic_ncols=True,

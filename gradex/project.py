@@ -102,7 +102,6 @@ def _project(config: Config, meta: dict[str, Any], meta_dir: Path) -> Path:
     projector = make_projector(config.projector, config.project_dim, seed=config.seed)
     space = _space(config, base, meta_dir, encoder.template, meta["max_length"], projector)
     store = _create(config, space, meta)
-    todo = _plan(store, sources)
     collector = Collector(
         adapters.load(base, meta_dir / "adapter"),
         encoder,
@@ -111,7 +110,8 @@ def _project(config: Config, meta: dict[str, Any], meta_dir: Path) -> Path:
         config.dtype,
         config.tokens_per_batch,
     )
-    _make_shards(collector, todo)
+    with runs.locked(store.path):
+        _make_shards(collector, _plan(store, sources))
     return store.path
 
 

@@ -9,12 +9,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import xxhash
 import yaml
@@ -42,7 +43,7 @@ class Run:
     path: Path
     part: Path
     settings: dict[str, Any]
-    lock: TextIO | None
+    lock: int | None
     resumed: bool = False
     began: float = field(default_factory=time.monotonic)
 
@@ -54,9 +55,9 @@ class Run:
             return
         if kind is None:
             self._finish()
-        elif {file.name for file in self.part.iterdir()} <= {"config.yaml", ".lock"}:
+        elif [file.name for file in self.part.iterdir()] == ["config.yaml"]:
             shutil.rmtree(self.part)
-        self.lock.close()
+        os.close(self.lock)
 
     def _finish(self) -> None:
         """Write the final config.yaml, take away what only served resuming, and rename."""
@@ -68,7 +69,6 @@ class Run:
         }
         write_text(self.part / "config.yaml", _dump(record | self.settings))
         shutil.rmtree(self.part / "checkpoints", ignore_errors=True)
-        (self.part / ".lock").unlink()
         self.part.rename(self.path)
 
 
@@ -92,7 +92,7 @@ def start(
         return _open(stage, path, part, settings | {"output_dir": None})
     folder = RUNS / stage
     for part in sorted(folder.glob("*.part"), reverse=True):
-        if _settings_of(part) == settings and not _locked(part):
+        if _settings_of(part) == settings and not _is_locked(part):
             return _open(stage, part.with_name(part.name.removesuffix(".part")), part, settings)
     name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
     return _open(stage, folder / name, folder / f"{name}.part", settings)
@@ -122,7 +122,7 @@ def _open(stage: str, path: Path, part: Path, settings: dict[str, Any]) -> Run:
         _require_same(part, settings)
     try:
         part.mkdir(parents=True, exist_ok=True)
-        lock = _acquire(part)
+        lock = lock_folder(part)
     except OSError as error:
         raise GradexError(
             f"cannot write to {part.parent}: {error.strerror}; name another --output_dir"
@@ -134,22 +134,33 @@ def _open(stage: str, path: Path, part: Path, settings: dict[str, Any]) -> Run:
     return Run(stage, path, part, settings, lock, resumed)
 
 
-def _acquire(part: Path) -> TextIO:
-    lock = open(part / ".lock", "w")
+def lock_folder(folder: Path) -> int:
+    """Hold a folder for this process until the returned handle is closed or the process ends."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.close()
-        raise GradexError(f"{part}: another process is writing this run; wait for it") from None
-    return lock
+        os.close(handle)
+        raise GradexError(f"{folder}: another process is writing here; wait for it") from None
+    return handle
 
 
-def _locked(part: Path) -> bool:
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder within the block."""
+    handle = lock_folder(folder)
     try:
-        _acquire(part).close()
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_locked(part: Path) -> bool:
+    try:
+        with locked(part):
+            return False
     except GradexError:
         return True
-    return False
 
 
 def _settings_of(folder: Path) -> dict[str, Any]:

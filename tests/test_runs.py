@@ -56,7 +56,7 @@ def test_an_error_before_anything_was_written_leaves_nothing():
 
 def test_two_writers_of_one_run_are_refused():
     with runs.start("stage", Config(), output_dir="here"):
-        with pytest.raises(GradexError, match="another process is writing this run"):
+        with pytest.raises(GradexError, match="another process is writing here"):
             runs.start("stage", Config(), output_dir="here")
 
 

@@ -24,6 +24,7 @@ from gradex.data.subsets import Subset, membership
 from gradex.errors import GradexError, unknown
 from gradex.estimators.protocol import Estimates
 from gradex.gradients.store import Block, GradientStore
+from gradex.progress import progress
 
 BLOCK_NUMBERS = 2**24  # at most this many matrix entries are solved at once
 
@@ -47,16 +48,21 @@ class Linear:
         self.targets_ = list(targets or store.targets)
         if not self.sources_ or not self.targets_:
             raise GradexError(f"{store.path}: holds no source or no target; run project again")
-        grams, sums, counts = zip(*(_sums(store, name) for name in self.sources_), strict=True)
+        with progress("statistics", len(self.sources_), unit="source") as bar:
+            found = []
+            for name in self.sources_:
+                found.append(_sums(store, name))
+                bar.update()
+        grams, sums, counts = zip(*found, strict=True)
         self.grams_: Float[np.ndarray, "source dim dim"] = np.stack(grams)
         self.sums_: Float[np.ndarray, "source dim"] = np.stack(sums)
         self.counts_: Float[np.ndarray, " source"] = np.array(counts, dtype=np.float64)
         self.tau_ = np.trace(self.grams_.sum(0)) / self.counts_.sum()
         if self.tau_ == 0:
             raise GradexError(f"{store.path}: all gradients are zero; nothing can be estimated")
-        found = [_target(store.target(name, split)) for name in self.targets_]
-        self.loss_: Float[np.ndarray, " target"] = np.array([loss for loss, _ in found])
-        self.slope_: Float[np.ndarray, "target dim"] = np.stack([slope for _, slope in found])
+        losses, slopes = zip(*(_target(store.target(t, split)) for t in self.targets_), strict=True)
+        self.loss_: Float[np.ndarray, " target"] = np.array(losses)
+        self.slope_: Float[np.ndarray, "target dim"] = np.stack(slopes)
         return self
 
     def predict(self, subsets: Sequence[Subset]) -> Estimates:

@@ -10,6 +10,7 @@ from gradex.data.formats import Row
 from gradex.data.metrics import METRICS
 from gradex.data.tokens import Encoder, Example, collate, encode_all, token_batches
 from gradex.models.losses import sample_objectives
+from gradex.progress import progress
 
 MAX_NEW_TOKENS = 256
 
@@ -20,10 +21,12 @@ def row_losses(
 ) -> np.ndarray:
     """The mean label loss of every example, in their order."""
     losses = np.empty(len(examples))
-    for positions in token_batches([e.length for e in examples], tokens_per_batch):
-        batch = _to_device(model, [examples[i] for i in positions], encoder)
-        values, _ = sample_objectives(model, batch, encoder.family)
-        losses[positions] = values["loss"].cpu().numpy()
+    with progress("test losses", len(examples), unit="row") as bar:
+        for positions in token_batches([e.length for e in examples], tokens_per_batch):
+            batch = _to_device(model, [examples[i] for i in positions], encoder)
+            values, _ = sample_objectives(model, batch, encoder.family)
+            losses[positions] = values["loss"].cpu().numpy()
+            bar.update(len(positions))
     return losses
 
 
@@ -71,21 +74,32 @@ def generate(
     longest = max(len(tokenizer(row.completion)["input_ids"]) for row in rows)
     new_tokens = min(MAX_NEW_TOKENS, 2 * longest + 8)
     texts = [""] * len(rows)
-    for positions in token_batches([len(p) + new_tokens for p in prompts], tokens_per_batch):
-        batch = _prompt_batch(model, [prompts[i] for i in positions], tokenizer.pad_token_id)
-        out = model.generate(
-            **batch,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        start = 0 if encoder.family == "seq2seq" else batch["input_ids"].shape[1]
-        decoded = tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
-        for position, text in zip(positions, decoded, strict=True):
-            texts[position] = text
+    lengths = [len(prompt) + new_tokens for prompt in prompts]
+    with progress("test answers", len(rows), unit="row") as bar:
+        for positions in token_batches(lengths, tokens_per_batch):
+            chosen = [prompts[i] for i in positions]
+            answers = _greedy(model, chosen, encoder, new_tokens=new_tokens)
+            for position, text in zip(positions, answers, strict=True):
+                texts[position] = text
+            bar.update(len(positions))
     return texts
+
+
+def _greedy(
+    model: nn.Module, prompts: Sequence[np.ndarray], encoder: Encoder, *, new_tokens: int
+) -> list[str]:
+    tokenizer = encoder.tokenizer
+    batch = _prompt_batch(model, prompts, tokenizer.pad_token_id)
+    out = model.generate(
+        **batch,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    start = 0 if encoder.family == "seq2seq" else batch["input_ids"].shape[1]
+    return tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
 
 
 def _prompt_batch(model: nn.Module, prompts: Sequence[np.ndarray], pad_id: int):
