@@ -2,11 +2,13 @@
 
 A flag left out is None here. `meta_train` fills it with a default below (the demo model has its
 own); every later stage repeats what the stage before it used, so that data, model and recipe are
-said once.
+said once. Seed and devices are each stage's own.
+
+`--target` names places of target rows where sources are read, and targets of the store after it.
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from gradex.config import (
     option,
@@ -88,7 +90,7 @@ class TrustArguments:
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """One fine-tune. In later stages, what is not given is as in the meta-training."""
+    """One fine-tune. In later stages, what is None is as in the meta-training."""
 
     lora_r: int | None = option(None, "rank of the adapter; default: 16, demo 8")
     lora_alpha: float | None = option(None, "scale alpha of the adapter; default: 32, demo 16")
@@ -118,7 +120,7 @@ class TrainArguments:
     )
     devices: str = option("1", "how many devices to train on, as Lightning takes it")
     num_nodes: int = option(1, "machines to train on")
-    strategy: str = option("auto", "a Lightning strategy: ddp, fsdp, deepspeed, ...")
+    strategy: Literal["auto", "ddp"] = option("auto", "how several devices share the work")
     seed: int = option(0, "seed of the adapter, the order of the rows and the dropout")
 
     def __post_init__(self):
@@ -169,17 +171,26 @@ class SubsetArguments:
 OPTIONAL = ("target", "num_train_epochs", "precision")
 
 
-def recorded_settings(values: dict[str, Any], *, where: str) -> dict[str, Any]:
-    """Data, model and recipe as an earlier stage recorded them, checked like flags."""
+# What a store or selection records of the path before it, and the flags of each part.
+RECORDED = {"base": ModelArguments, "tasks": DataArguments, "recipe": TrainArguments}
+
+
+def record_of(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of a meta-training by part, as stores and selections hand them on."""
+    return {part: keep(settings, group) for part, group in RECORDED.items()}
+
+
+def recorded_settings(record: dict[str, Any], *, where: str) -> dict[str, Any]:
+    """The parts of a record as one mapping, checked like flags."""
     settings: dict[str, Any] = {}
-    for group in (DataArguments, ModelArguments, TrainArguments):
-        names = [f.name for f in fields(group)]
-        for name in names:
-            if values.get(name) is None and name not in OPTIONAL:
+    for part, group in RECORDED.items():
+        values = record[part]
+        for field in fields(group):
+            if values.get(field.name) is None and field.name not in OPTIONAL:
                 raise GradexError(
-                    f"{where}: its base, tasks and recipe lack '{name}', which meta_train sets"
+                    f"{where}: its {part} lacks '{field.name}', which meta_train sets"
                 )
-        own = {name: values.get(name) for name in names}
+        own = {field.name: values.get(field.name) for field in fields(group)}
         settings |= asdict(parse_values(group, own, where=where))
     return settings
 
@@ -192,4 +203,4 @@ def combined(recorded: dict[str, Any], config: TrainArguments) -> dict[str, Any]
 
 def keep(settings: dict[str, Any], arguments: type) -> dict[str, Any]:
     """The part of a run's settings that one group of flags covers."""
-    return {f.name: settings[f.name] for f in fields(arguments)}
+    return {f.name: settings.get(f.name) for f in fields(arguments)}

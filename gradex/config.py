@@ -123,7 +123,8 @@ def _parser(config_class: type, stage: str):
 
     class Parser(HfArgumentParser):
         def error(self, message: str):
-            raise GradexError(f"{message} (`gradex {stage} --help` lists the flags)")
+            advice = f" (`gradex {stage} --help` lists the flags)" if stage else ""
+            raise GradexError(f"{message}{advice}")
 
     types = {f.name: f.type for f in fields(config_class)}
     parser = Parser(
@@ -158,7 +159,7 @@ def _parse_all(parser, argv: Sequence[str], where: str = ""):
 
 def parse_values(config_class: type[ConfigT], values: dict[str, Any], *, where: str) -> ConfigT:
     """A Config from values that a file holds, checked as if they were flags."""
-    parser = _parser(config_class, "STAGE")
+    parser = _parser(config_class, stage="")
     namespace = vars(_parse_all(parser, _as_flags(values, config_class, where), f"{where}: "))
     namespace.pop("config")
     try:

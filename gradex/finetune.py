@@ -5,15 +5,16 @@ python -m gradex.finetune --selection runs/select_sources/.../selection.json --m
 """
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from gradex import runs
 from gradex.adapters.spec import export
-from gradex.arguments import TrainArguments, TrustArguments, combined
+from gradex.arguments import TrainArguments, TrustArguments, combined, keep
 from gradex.config import main, option, with_defaults
 from gradex.data.sources import Sources
+from gradex.data.tokens import Family
 from gradex.errors import unknown
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
@@ -30,6 +31,7 @@ from gradex.training.prepare import (
 )
 from gradex.training.recipe import make_recipe, with_steps
 
+RECIPE_KEYS = [field.name for field in fields(TrainArguments)]
 log = logging.getLogger(__name__)
 
 
@@ -49,11 +51,11 @@ def finetune(config: Config) -> Path:
     _require_target(sources, selection, path)
     rows = sum(len(sources[name].rows["train"]) for name in selection.selected)
     config = with_steps(replace(config, selection=str(path)), rows=rows, batches=recorded)
-    config = with_defaults(config, recorded)
+    config = with_defaults(config, keep(recorded, TrainArguments))
     inputs = asdict(selection)
     with runs.start("finetune", config, output_dir=config.output_dir, inputs=inputs) as run:
-        settings = combined(recorded, config) | {"selection": str(path)}
-        _finetune(selection, sources, settings, run.part)
+        settings = combined(recorded, config)
+        _finetune(selection, sources, settings, run)
     return run.path
 
 
@@ -63,8 +65,9 @@ def _require_target(sources: Sources, selection: Selection, path: Path) -> None:
 
 
 def _finetune(
-    selection: Selection, sources: Sources, settings: dict[str, Any], folder: Path
+    selection: Selection, sources: Sources, settings: dict[str, Any], run: runs.Run
 ) -> None:
+    folder = run.part
     recipe = make_recipe(settings)
     base, encoder = load_base_and_encoder(recipe.base, sources, max_length=settings["max_length"])
     base = on_best_device(base)
@@ -81,7 +84,7 @@ def _finetune(
         "selected": selection.selected,
         "store": selection.store,
         "seed": settings["seed"],
-        "steps": recipe.max_steps,
+        "recipe": {key: settings[key] for key in RECIPE_KEYS if key != "seed"},
         "base": before[selection.target],
         "tuned": after[selection.target],
     }
@@ -91,13 +94,15 @@ def _finetune(
     )  # fmt: skip
     write_json(folder / "results.json", results)
     write_json(folder / "curve.json", {"loss": losses})
-    export(model, folder / "adapter", base_path=recipe.base.source, card=_card(results, settings))
+    card = _card(results, base=recipe.base.path, family=base.family, command=run.command)
+    export(model, folder / "adapter", base_path=recipe.base.source, card=card)
 
 
-def _card(results: dict[str, Any], settings: dict[str, Any]) -> str:
+def _card(results: dict[str, Any], *, base: str, family: Family, command: str) -> str:
     selected = results["selected"]
     return adapter_card(
-        base=settings["model_name_or_path"],
+        base=base,
+        family=family,
         target=results["target"],
         selected=selected,
         method=results["method"],
@@ -105,7 +110,7 @@ def _card(results: dict[str, Any], settings: dict[str, Any]) -> str:
             outcome("base model", [results["base"]], sources=0),
             outcome("this adapter", [results["tuned"]], sources=len(selected)),
         ],
-        command=f"python -m gradex.finetune --selection {settings['selection']}",
+        command=command,
         versions=runs.versions(),
     )
 

@@ -40,33 +40,34 @@ def meta_train(config: Config) -> Path:
     """Returns the run folder: adapter/, sources.json, curve.json, config.yaml."""
     sources = load_data(asdict(config))
     config = _resolved(config, sources)
-    hashes = {name: source.data_hash for name, source in sources.items()}
-    with runs.start("meta_train", config, output_dir=config.output_dir, inputs=hashes) as run:
-        _train(config, sources, run.part)
+    inputs = sources.data_hashes()
+    with runs.start("meta_train", config, output_dir=config.output_dir, inputs=inputs) as run:
+        _train(config, sources, run)
     return run.path
 
 
-def _train(config: Config, sources: Sources, folder: Path) -> None:
+def _train(config: Config, sources: Sources, run: runs.Run) -> None:
     recipe = make_recipe(asdict(config))
     base, encoder = load_base_and_encoder(recipe.base, sources, max_length=config.max_length)
     names = sources.trainable
     examples, bad = training_examples(encoder, sources, names)
     model, losses = fit(
-        recipe, base, examples=examples, encoder=encoder, folder=folder, name="meta-training"
+        recipe, base, examples=examples, encoder=encoder, folder=run.part, name="meta-training"
     )
     card = adapter_card(
         base=config.model_name_or_path,
-        target=", ".join(sources.targets),
+        family=base.family,
+        target=None,
         selected=names,
-        method="meta-training on all sources",
+        method="all",
         results=[],
-        command="python -m gradex.meta_train",
+        command=run.command,
         versions=runs.versions(),
     )
-    export(model, folder / "adapter", base_path=recipe.base.source, card=card)
+    export(model, run.part / "adapter", base_path=recipe.base.source, card=card)
     record = {"sources": sources.record(), "notes": list(sources.notes), "unusable": bad}
-    write_json(folder / "sources.json", record)
-    write_json(folder / "curve.json", {"loss": losses})
+    write_json(run.part / "sources.json", record)
+    write_json(run.part / "curve.json", {"loss": losses})
 
 
 def _resolved(config: Config, sources: Sources) -> Config:

@@ -7,7 +7,7 @@ Stages that are finished are not run again when an interrupted pipeline is repea
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from gradex.estimate import Config as EstimateConfig
 from gradex.estimate import estimate
 from gradex.gradients.store import GradientStore
 from gradex.records import read_json, write_json
+from gradex.training.prepare import load_data
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
 
 def pipeline(config: Config) -> Path:
     """Returns the report's page."""
-    with runs.start("pipeline", config, output_dir=config.output_dir) as run:
+    sources = load_data(asdict(config))
+    with runs.start(
+        "pipeline", config, output_dir=config.output_dir, inputs=sources.data_hashes()
+    ) as run:
         page = _stages(config, _Done(run.part / "stages.json"))
     return Path(page)
 
@@ -62,10 +66,11 @@ def _stages(config: Config, done: "_Done") -> str:
     estimated = {"store": store, "lam": config.lam, "num_subsets": config.num_subsets}
     done.once("estimate", estimate, EstimateConfig(**estimated))
     choose = select_sources.Config(**estimated, method=config.method, target=target)
-    chosen = done.once("select_sources", select_sources.select_sources, choose)
+    # The choice comes last: it is what a stage that is given no selection picks up.
     everything = done.once(
         "select_all", select_sources.select_sources, replace(choose, method="all")
     )
+    chosen = done.once("select_sources", select_sources.select_sources, choose)
     for seed in range(config.seed, config.seed + config.num_seeds):
         for name, selection in (("selection", chosen), ("all", everything)):
             tune = finetune.Config(**common, selection=selection, seed=seed)

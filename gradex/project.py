@@ -13,25 +13,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from gradex import runs
 from gradex.adapters import spec as adapters
 from gradex.arguments import (
-    DataArguments,
-    ModelArguments,
-    TrainArguments,
     TrustArguments,
     keep,
+    record_of,
     recorded_settings,
 )
 from gradex.config import main, option, require_not_negative, require_positive
 from gradex.data.formats import Row
 from gradex.data.sources import Sources
+from gradex.data.tokens import Encoder
 from gradex.gradients.collect import Collector
-from gradex.gradients.projectors import make_projector
-from gradex.gradients.shards import ShardPath, is_complete, write_shard
+from gradex.gradients.projectors import Projector, make_projector
+from gradex.gradients.shards import ShardPath, is_complete, rows_hash, write_shard
 from gradex.gradients.store import GradientStore, Side, fingerprint
+from gradex.models import load as models
 from gradex.models.load import Base
 from gradex.progress import progress
 from gradex.records import read_json, require_shape, write_json
@@ -77,15 +75,15 @@ class ShardSpec:
     splits: Sequence[str]
 
     @property
-    def ids(self) -> np.ndarray:
-        return np.array([row.id for row in self.rows], dtype="S32")
+    def key(self) -> str:
+        return rows_hash([row.id for row in self.rows], self.splits)
 
 
 def project(config: Config) -> Path:
     """Returns the store's folder; the run folder beside it says how it was made."""
     meta_dir = Path(config.meta_dir) if config.meta_dir else runs.newest("meta_train")
-    recorded = runs.read_config(meta_dir, "meta_train")
-    meta = recorded_settings(recorded, where=f"{meta_dir}/config.yaml")
+    record = record_of(runs.read_config(meta_dir, "meta_train"))
+    meta = recorded_settings(record, where=f"{meta_dir}/config.yaml")
     meta |= keep(asdict(config), TrustArguments)
     config = replace(config, meta_dir=str(meta_dir))
     with runs.start("project", config) as run:
@@ -100,7 +98,7 @@ def _project(config: Config, meta: dict[str, Any], meta_dir: Path) -> Path:
     base, encoder = load_base_and_encoder(base_spec(meta), sources, max_length=meta["max_length"])
     base = on_best_device(base)
     projector = make_projector(config.projector, config.project_dim, seed=config.seed)
-    space = _space(config, base, meta_dir, encoder.template, meta["max_length"], projector)
+    space = _space(config, meta, base, encoder, projector)
     store = _create(config, space, meta)
     collector = Collector(
         adapters.load(base, meta_dir / "adapter"),
@@ -125,14 +123,14 @@ def _recorded_hashes(meta_dir: Path) -> dict[str, str]:
 
 
 def _space(
-    config: Config, base: Base, meta_dir: Path, template: str, max_length: int, projector
+    config: Config, meta: dict[str, Any], base: Base, encoder: Encoder, projector: Projector
 ) -> dict[str, Any]:
     """Everything two gradients must share to be compared."""
     return {
-        **base.fingerprint,
-        "adapter": adapters.fingerprint(meta_dir / "adapter"),
-        "template": template,
-        "max_length": max_length,
+        **models.fingerprint(base_spec(meta), base),
+        "adapter": adapters.fingerprint(Path(config.meta_dir) / "adapter"),
+        "template": encoder.template,
+        "max_length": encoder.max_length,
         "differentiate": config.differentiate,
         "projector": projector.fingerprint,
         "project_dim": projector.dim,
@@ -143,23 +141,21 @@ def _space(
 
 
 def _create(config: Config, space: dict[str, Any], meta: dict[str, Any]) -> GradientStore:
-    path = Path(config.output_dir) if config.output_dir else GRADIENTS / fingerprint(space)[:12]
-    origin = {
-        "base": keep(meta, ModelArguments),
-        "tasks": keep(meta, DataArguments),
-        "recipe": keep(meta, TrainArguments),
-    }
+    origin = record_of(meta)
+    name = fingerprint({"space": space, "origin": origin})[:12]
+    path = Path(config.output_dir) if config.output_dir else GRADIENTS / name
     return GradientStore.create(path, space, origin=origin, shard_rows=SHARD_ROWS)
 
 
 def _plan(store: GradientStore, sources: Sources) -> list[ShardSpec]:
     """Enter every source and target into the plan; the shards that are not there yet."""
     specs: list[ShardSpec] = []
+    store.clear_plan()
     for side, names in (("train", sources.trainable), ("target", sources.targets)):
         for name in names:
             specs += _shard_specs(store, sources, side, name)
     store.save_plan()
-    todo = [spec for spec in specs if not is_complete(spec.path, spec.ids)]
+    todo = [spec for spec in specs if not is_complete(spec.path, spec.key)]
     if len(todo) < len(specs):
         log.info("%s: %d of %d shards are there", store.path, len(specs) - len(todo), len(specs))
     return todo

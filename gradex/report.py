@@ -28,7 +28,9 @@ FORMAT = "gradex-report/1"
 
 @dataclass(frozen=True)
 class Config:
-    selection: str | None = option(None, "a run of select_sources; default: the newest one")
+    selection: str | None = option(
+        None, "a run of select_sources; default: the newest one that left sources out"
+    )
     verify: str | None = option(None, "a run of verify; default: the newest one of the same store")
     output_dir: str | None = option(None, "the run's folder; default: runs/report/UTC-TIME")
 
@@ -85,7 +87,7 @@ def _content(
         "outcomes": _outcomes(selection, [results for _, results in tunes]),
         "verify": read_json(verified / "verify.json", "a verification") if verified else None,
         "sources": [_source_row(store, name, selection, record) for name in store.sources],
-        "curves": _curves(meta, [path for path, _ in tunes]),
+        "curves": _curves(meta, [p for p, t in tunes if t["selected"] == selection.selected]),
         "warnings": record.get("notes", []),
         "stages": [_stage(path) for path in stages if path],
         "versions": runs.versions(),
@@ -111,15 +113,15 @@ def _project_run(store: GradientStore) -> Path | None:
 def _fine_tunes(selection: Selection) -> list[tuple[Path, dict[str, Any]]]:
     """The fine-tunes of this choice and of all sources that can be compared: the newest a seed."""
     newest: dict[tuple[bool, int], tuple[Path, dict[str, Any]]] = {}
-    steps = None
+    recipe = None
     for path in reversed(runs.finished("finetune")):
         results = read_json(path / "results.json", "the results of a fine-tune")
         same = (results["store"], results["target"]) == (selection.store, selection.target)
         chosen = results["selected"] == selection.selected
         if not same or not (chosen or results["method"] == "all"):
             continue
-        steps = steps or results["steps"]
-        if results["steps"] == steps:
+        recipe = recipe or results["recipe"]
+        if results["recipe"] == recipe:
             newest.setdefault((chosen, results["seed"]), (path, results))
     return sorted(newest.values())
 
@@ -142,7 +144,7 @@ def _outcomes(selection: Selection, tunes: Sequence[dict[str, Any]]) -> list[dic
 def _source_row(
     store: GradientStore, name: str, selection: Selection, record: dict[str, Any]
 ) -> dict[str, Any]:
-    table = store.source(name).table
+    table = store.table("train", name)
     bad = dict(record["sources"][name]["bad"]) if record else {}
     for receipt in store.receipts("train", name):
         for reason in receipt["bad"].values():
@@ -179,7 +181,7 @@ def _stage(folder: Path) -> dict[str, Any]:
         "stage": config["stage"],
         "seconds": config["seconds"],
         "path": str(folder),
-        "command": f"python -m gradex.{config['stage']} --config {folder}/config.yaml",
+        "command": f"gradex {folder}/config.yaml",
     }
 
 

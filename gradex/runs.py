@@ -47,6 +47,11 @@ class Run:
     resumed: bool = False
     began: float = field(default_factory=time.monotonic)
 
+    @property
+    def command(self) -> str:
+        """What repeats the finished run."""
+        return f"gradex {self.path / 'config.yaml'}"
+
     def __enter__(self) -> "Run":
         return self
 
@@ -88,8 +93,7 @@ def start(
         path = Path(output_dir)
         if path.exists():
             raise GradexError(f"--output_dir {path}: exists already; name another or remove it")
-        part = path.with_name(path.name + ".part")
-        return _open(stage, path, part, settings | {"output_dir": None})
+        return _open(stage, path, _part_of(path), settings | {"output_dir": None})
     folder = RUNS / stage
     for part in sorted(folder.glob("*.part"), reverse=True):
         if _settings_of(part) == settings and not _is_locked(part):
@@ -98,21 +102,27 @@ def start(
     return _open(stage, folder / name, folder / f"{name}.part", settings)
 
 
+def _part_of(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
 def _digest(inputs: object) -> str:
     return xxhash.xxh3_64_hexdigest(repr(inputs).encode("utf-8", "surrogatepass"))
 
 
 def _is_follower() -> bool:
     """Whether this process is one of several of a training, and not the first."""
-    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
-    return any(rank not in ("", "0") for rank in ranks)
+    names = ["RANK", "LOCAL_RANK", "NODE_RANK"]
+    if os.environ.get("SLURM_NTASKS", "1") != "1":
+        names.append("SLURM_PROCID")
+    return any(os.environ.get(name, "0") not in ("", "0") for name in names)
 
 
 def _follow(stage: str, settings: dict[str, Any], output_dir: str | None) -> Run:
     """The first process's run, in which this one reads checkpoints and writes nothing."""
     if LEADER_PART not in os.environ and not output_dir:
         raise GradexError("processes that are started apart need one --output_dir for their run")
-    part = Path(os.environ.get(LEADER_PART, f"{output_dir}.part"))
+    part = Path(os.environ.get(LEADER_PART) or _part_of(Path(str(output_dir))))
     return Run(stage, part.with_suffix(""), part, settings, lock=None)
 
 

@@ -21,6 +21,7 @@ from gradex.gradients.store import GradientStore, open_store
 from gradex.selection.choice import Selection
 from gradex.selection.selectors import Choice, Score, forward_select, random_ensemble, select_all
 
+SHOWN = 10  # chosen sources that are named on the screen; selection.json has all
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +34,7 @@ class Config(SubsetArguments, EstimatorArguments):
     target: str | None = option(None, "the target to choose for; default: the store's first")
     max_sources: int | None = option(None, "at most this many sources (forward); default: no limit")
     min_gain: float = option(
-        0.01, "stop when a step gains less than this share of the whole gain (forward)"
+        0.01, "stop at a step that gains less than this share of all gained since the worst source"
     )
     output_dir: str | None = option(None, "the run's folder; default: runs/select_sources/UTC-TIME")
 
@@ -49,17 +50,19 @@ def select_sources(config: Config) -> Path:
     store = open_store(config.store)
     target = store.require_target(config.target)
     resolved = replace(config, store=str(store.path), target=target)
-    fitted = make_estimator(config.estimator, lam=config.lam).fit(store, targets=[target])
-
-    def score(subsets: Sequence[Subset]):
-        return fitted.predict(subsets).value[:, 0]
-
-    choice = _search(config, score, store)
-    selection = _selection(choice, resolved, store, base_value=float(fitted.loss_[0]))
     with runs.start("select_sources", resolved, output_dir=config.output_dir) as run:
-        selection.write(run.part / "selection.json")
-    log.info("%d of %d sources chosen for %s: %s", len(choice.selected), len(store.sources),
-             target, ", ".join(choice.selected))  # fmt: skip
+        fitted = make_estimator(config.estimator, lam=config.lam).fit(store, targets=[target])
+
+        def score(subsets: Sequence[Subset]):
+            return fitted.predict(subsets).value[:, 0]
+
+        choice = _search(config, score, store)
+        _selection(choice, resolved, store).write(run.part / "selection.json")
+    first, more = choice.selected[:SHOWN], len(choice.selected) - SHOWN
+    log.info(
+        "%d of %d sources chosen for %s: %s%s", len(choice.selected), len(store.sources), target,
+        ", ".join(first), f" and {more} more" if more > 0 else "",
+    )  # fmt: skip
     return run.path / "selection.json"
 
 
@@ -80,25 +83,22 @@ def _subsets(config: Config, store: GradientStore) -> list[Subset]:
     )  # fmt: skip
 
 
-def _selection(
-    choice: Choice, config: Config, store: GradientStore, *, base_value: float
-) -> Selection:
-    origin = store.origin
+def _selection(choice: Choice, config: Config, store: GradientStore) -> Selection:
+    hashes, target = store.data_hashes(), str(config.target)
+    table = store.target(target, "select").table
     return Selection(
         selected=choice.selected,
         method=config.method,
-        target=str(config.target),
+        target=target,
         value=choice.value,
-        base_value=base_value,
+        base_value=float(table["loss"].mean()),
         scores=choice.scores,
         trace=choice.trace,
         store=str(store.path),
         fingerprint=store.fingerprint,
-        base=origin["base"],
-        tasks=origin["tasks"],
-        recipe=origin["recipe"],
-        data={name: store.data_hash("train", name) for name in choice.selected},
+        data={name: hashes[name] for name in [*choice.selected, target]},
         n_sources=len(store.sources),
+        **store.origin,
     )
 
 

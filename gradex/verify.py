@@ -24,6 +24,7 @@ from gradex.arguments import (
     TrainArguments,
     TrustArguments,
     combined,
+    keep,
     require_one_device,
 )
 from gradex.config import (
@@ -88,12 +89,13 @@ def verify(config: Config) -> Path:
         )
     store = open_store(config.store)
     recorded = store.recorded_settings()
-    config = with_defaults(replace(config, store=str(store.path)), recorded)
+    config = replace(config, store=str(store.path))
+    config = with_defaults(config, keep(recorded, TrainArguments))
     subsets = _held_out(config, store.sources)
     fitted = make_estimator(config.estimator, lam=config.lam)
     fitted.fit(store, targets=config.target, split="test")
     estimates = fitted.predict(subsets)
-    inputs = (store.fingerprint, [sorted(subset) for subset in subsets])
+    inputs = (store.fingerprint, store.data_hashes(), [sorted(subset) for subset in subsets])
     with runs.start("verify", config, output_dir=config.output_dir, inputs=inputs) as run:
         trials = _make_trials(combined(recorded, config), store, estimates.targets)
         truth = trials.run(subsets, run.part / "trials", order=store.sources)
@@ -119,8 +121,7 @@ def _make_trials(
     settings: dict[str, Any], store: GradientStore, targets: Sequence[str]
 ) -> "_Trials":
     sources = load_data(settings)
-    hashes = {name: store.data_hash("train", name) for name in store.sources}
-    require_same_data(sources, hashes, where=str(store.path))
+    require_same_data(sources, store.data_hashes(), where=str(store.path))
     return _Trials(make_recipe(settings), sources, settings["max_length"], list(targets))
 
 

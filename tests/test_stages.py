@@ -16,6 +16,7 @@ import yaml
 from gradex import runs
 from gradex.adapters import spec as adapters
 from gradex.arguments import DEMO_DEFAULTS
+from gradex.cli import main as gradex
 from gradex.config import RECORD_KEYS, main
 from gradex.data.demo import write_world
 from gradex.data.sources import load_sources
@@ -73,7 +74,7 @@ def test_the_path_from_sources_to_a_report(model_folder, toy_tasks):
     assert selection.target == "upper" and set(selection.selected) <= set(store.sources)
     tuned = finetune(FinetuneConfig())
     results = json.loads((tuned / "results.json").read_text())
-    assert results["tuned"]["loss"] > 0 and results["steps"] == STEPS["max_steps"]
+    assert results["tuned"]["loss"] > 0 and results["recipe"]["max_steps"] == STEPS["max_steps"]
     truth = json.loads((verify(VerifyConfig(num_subsets=3)) / "verify.json").read_text())
     assert [t["n"] for t in truth["targets"]] == [3] * 4
     page = report(ReportConfig())
@@ -258,6 +259,61 @@ def test_the_pipeline_does_not_repeat_finished_stages(model_folder, toy_tasks, m
     assert len(runs.finished("meta_train")) == len(runs.finished("project")) == 1
     content = json.loads((page.parent / "report.json").read_text())
     assert [o["name"] for o in content["outcomes"]] == ["base model", "all sources", "selection"]
+
+
+def test_every_stage_is_repeated_by_its_config(model_folder, toy_tasks):
+    """`gradex RUN/config.yaml`, which the report prints, works for each of them."""
+    meta_train(meta_config(model_folder("llama"), toy_tasks))
+    project(ProjectConfig(project_dim=20))
+    estimate(EstimateConfig(num_subsets=6))
+    select_sources(SelectConfig())
+    finetune(FinetuneConfig())
+    verify(VerifyConfig(num_subsets=2))
+    report(ReportConfig())
+    for stage in ("project", "estimate", "select_sources", "finetune", "verify", "report"):
+        assert gradex([str(runs.newest(stage) / "config.yaml")]) == 0, stage
+        assert len(runs.finished(stage)) == 2
+
+
+def test_a_target_of_its_own_file(model_folder, toy_tasks, tmp_path):
+    rows = (toy_tasks / "upper.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "mine.jsonl").write_text("".join(rows[:30]))
+    (toy_tasks / "upper.jsonl").write_text("".join(rows[30:]))
+    target = [str(tmp_path / "mine.jsonl")]
+    meta_train(meta_config(model_folder("llama"), toy_tasks, target=target))
+    store = GradientStore.open(project(ProjectConfig(project_dim=20)))
+    assert store.targets == ["mine"] and len(store.sources) == 4
+    verify(VerifyConfig(num_subsets=2))
+    select_sources(SelectConfig())
+    (tmp_path / "mine.jsonl").write_text("".join(rows[:29]))
+    with pytest.raises(GradexError, match="the rows of 'mine' are not those"):
+        finetune(FinetuneConfig())
+
+
+def test_one_adapter_with_other_targets_has_another_store(model_folder, toy_tasks):
+    made = []
+    for target in (["upper"], ["copy", "upper"]):
+        meta_train(meta_config(model_folder("llama"), _with_held_out(toy_tasks), target=target))
+        made.append(GradientStore.open(project(ProjectConfig(project_dim=20))))
+    assert made[0].space == made[1].space and made[0].path != made[1].path
+    assert [store.targets for store in made] == [["upper"], ["copy", "upper"]]
+    with pytest.raises(GradexError, match="other tasks or another recipe"):
+        project(ProjectConfig(project_dim=20, output_dir=str(made[0].path)))
+
+
+def _with_held_out(tasks: Path) -> Path:
+    """YAMLs whose select and test rows are files: the training rows do not depend on targets."""
+    folder = tasks.parent / "yamls"
+    folder.mkdir(exist_ok=True)
+    for task in ("copy", "upper"):
+        for number, split in enumerate(("select", "test")):
+            rows = [{"prompt": f"{task}{split}{i}", "completion": "a"} for i in range(5 + number)]
+            file = folder / f"{task}.{split}.jsonl"
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{task}.yaml").write_text(
+            f"path: {tasks}/{task}.jsonl\nselect: {task}.select.jsonl\ntest: {task}.test.jsonl\n"
+        )
+    return folder
 
 
 def test_a_written_config_repeats_the_run(model_folder, toy_tasks):

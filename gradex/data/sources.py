@@ -1,8 +1,9 @@
 """Sources: named sets of rows, split once into train, select and test by the rows' content.
 
 A row's side depends on its content (or its `group_by` value) and the seed alone, so adding rows or
-sources never moves another row, and one prompt is never on two sides. Selection reads a target's
-select rows, verification its test rows.
+sources never moves another row, and a prompt (or a group) that is held out is never trained on.
+Files of select and test rows are taken as they are; what they share with others is reported.
+Selection reads a target's select rows, verification its test rows.
 """
 
 import hashlib
@@ -89,6 +90,9 @@ class Sources(Mapping[str, Source]):
     @property
     def targets(self) -> list[str]:
         return [name for name, source in self.items() if source.is_target]
+
+    def data_hashes(self) -> dict[str, str]:
+        return {name: source.data_hash for name, source in self.items()}
 
     def record(self) -> dict[str, Any]:
         return {name: source.record() for name, source in self.items()}
@@ -307,19 +311,19 @@ def _overlaps(by_name: dict[str, Source]) -> list[str]:
     trained_by: dict[str, list[str]] = {}
     for name, source in by_name.items():
         for row in source.rows["train"]:
-            trained_by.setdefault(row.id, []).append(name)
+            trained_by.setdefault(_prompt_id(row), []).append(name)
     shared: Counter[str] = Counter()
     for name, target in by_name.items():
         for split in ("select", "test"):
             for row in target.rows[split]:
                 shared.update(
-                    f"{split} rows of {name} are training rows of {other} too"
-                    for other in trained_by.get(row.id, ())
+                    f"{split} rows of {name} have the prompt of a training row of {other}"
+                    for other in set(trained_by.get(_prompt_id(row), ()))
                 )
-        selected = {row.id for row in target.rows["select"]}
+        selected = {_prompt_id(row) for row in target.rows["select"]}
         for row in target.rows["test"]:
-            if row.id in selected:
-                shared[f"test rows of {name} are select rows of {name} too"] += 1
+            if _prompt_id(row) in selected:
+                shared[f"test rows of {name} have the prompt of a select row of it"] += 1
     return [f"{count} {told}" for told, count in shared.items()]
 
 

@@ -6,7 +6,7 @@ format: auto                  # or messages, sharegpt, prompt_completion, alpaca
 columns: {prompt: inputs, completion: targets}
 metric: loss                  # or exact_match, answer
 role: both                    # source (only trained on), target (only measured), both
-select: trec.select.jsonl     # the target's rows; both or neither, default: held out by id
+select: trec.select.jsonl     # the target's rows; both or neither, default: held out by prompt
 test: trec.test.jsonl
 source_column: skill          # one file, many sources: each value is one
 group_by: question            # rows of one value stay on one side of the split
@@ -15,7 +15,7 @@ split: train
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,7 @@ def _check_columns(value: Any, where: str) -> None:
 
 
 def _check_choice(content: dict[str, Any], key: str, known: Any, where: str) -> None:
-    default = next(f.default for f in fields(Task) if f.name == key)
-    assert default is not MISSING
-    if content.get(key, default) not in known:
+    if key in content and content[key] not in known:
         raise unknown(key, content[key], known, where)
 
 

@@ -245,4 +245,8 @@ def label_names(rows: Iterable[Row]) -> list[str]:
     names = {row.completion for row in rows}
     if not names:
         raise GradexError("a classifier needs labelled rows: columns `text` and `label`")
-    return sorted(names, key=lambda name: (not name.isdigit(), name.zfill(12)))
+    return sorted(names, key=_numbers_first)
+
+
+def _numbers_first(name: str) -> tuple[int, int, str]:
+    return (0, int(name), name) if name.isdecimal() else (1, 0, name)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from gradex.data.formats import Row
-from gradex.data.tokens import Encoder, Example, collate, encode_all, token_batches
+from gradex.data.tokens import Encoder, Example, encode_all, token_batches
 from gradex.gradients.per_sample import GradientPass
 from gradex.gradients.projectors import Projector
 from gradex.gradients.shards import ROW_TYPE, quantise
 from gradex.models.losses import Objective
+from gradex.models.scoring import batch_on
 
 Differentiate = Literal["loss", "margin", "both"]
 OBJECTIVES: dict[str, tuple[Objective, ...]] = {
@@ -66,14 +67,13 @@ class Collector:
 
     def _fill(self, rows: Sequence[Row], tables: dict, gradients: dict) -> dict[str, str]:
         examples, bad = encode_all(self.encoder, rows)
-        place = {row.id: i for i, row in enumerate(rows)}
+        kept = np.array([i for i, row in enumerate(rows) if row.id not in bad])
         gradient_pass = GradientPass(self.model, self.encoder.family)
         lengths = [example.length for example in examples]
         with gradient_pass.hooked():
             for positions in token_batches(lengths, self.tokens_per_batch):
                 batch = [examples[i] for i in positions]
-                at = np.array([place[example.row_id] for example in batch])
-                self._fill_batch(gradient_pass, batch, at, tables, gradients)
+                self._fill_batch(gradient_pass, batch, kept[positions], tables, gradients)
         for objective, table in tables.items():
             for row in np.flatnonzero(~table["ok"]):
                 bad.setdefault(rows[row].id, f"the gradient of the {objective} is not finite")
@@ -87,11 +87,8 @@ class Collector:
         tables: dict,
         gradients: dict,
     ) -> None:
-        device = next(self.model.parameters()).device
-        batch = collate(
-            examples, family=self.encoder.family, pad_id=self.encoder.tokenizer.pad_token_id
-        )
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        batch = batch_on(self.model, examples, self.encoder)
+        device = batch["input_ids"].device
         sketches = {o: _Sketch(self.projector, len(examples), device) for o in tables}
         values, counts = gradient_pass.run(batch, {o: s.add for o, s in sketches.items()})
         for objective, sketch in sketches.items():

@@ -72,6 +72,7 @@ class GradientPass:
         self.layers = trainable_layers(model)
         self._consume: Consumer | None = None
         self._samples = 0
+        self._seen: set[str] = set()
 
     @contextmanager
     def hooked(self) -> Iterator["GradientPass"]:
@@ -101,7 +102,10 @@ class GradientPass:
         last = list(consumers)[-1]
         for objective, consume in consumers.items():
             self._consume = consume
+            self._seen.clear()
             values[objective].sum().backward(retain_graph=objective != last)
+            if not self._seen:
+                raise GradexError("no gradient reached the adapter: the model cuts its graph")
         return {name: value.detach() for name, value in values.items()}, counts
 
     def _hook(self, layer: TrainableLayer):
@@ -118,6 +122,12 @@ class GradientPass:
                 f"layer {layer.name} sees {len(x)} rows for {self._samples} samples: this model "
                 "mixes samples in one axis, so their gradients cannot be told apart"
             )
+        if layer.name in self._seen:
+            raise GradexError(
+                f"layer {layer.name} runs twice a pass: gradients of shared layers are not told "
+                "apart here"
+            )
+        self._seen.add(layer.name)
         assert self._consume is not None
         self._consume(_linear_gradient(layer, x, g), layer.offset)
 

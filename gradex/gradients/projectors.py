@@ -1,4 +1,4 @@
-"""Random projections of gradients, drawn from a counter: nothing is stored, nothing can be lost.
+"""Random projections of gradients, drawn from a counter: nothing needs to be saved with a store.
 
 `sjlt` is a sparse Johnson-Lindenstrauss transform with one non-zero a parameter (the count sketch
 of Charikar, Chen and Farach-Colton, 2002): parameter i is added with sign s(i) to dimension
@@ -42,7 +42,7 @@ class Projector(Protocol):
 
 
 class SparseProjector:
-    """The count sketch described above."""
+    """The count sketch described above; remembers 5 bytes a parameter of what it has drawn."""
 
     def __init__(self, dim: int, *, seed: int = 0):
         self.dim, self.seed = dim, seed
@@ -69,8 +69,8 @@ class SparseProjector:
         counter = torch.arange(offset, offset + size, dtype=torch.int64, device=device)
         bits = hash_counter(counter, self.seed)
         bucket = (bits >> 1).bitwise_and(2**62 - 1) % self.dim
-        sign = (bits & 1).float() * 2 - 1
-        return bucket, sign
+        sign = (bits & 1) * 2 - 1
+        return bucket.int(), sign.to(torch.int8)
 
 
 def hash_counter(counter: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:

@@ -5,11 +5,12 @@
     shard-00003.margin.npy   and .margin.rows.npy: the margin's gradients where both are kept
     shard-00003.json         the receipt, written last: it is there, so the shard is complete
 
-A shard's bytes depend on its rows, the model and the projector alone. The receipt therefore holds
-no time and no host: two undisturbed runs leave the same bytes.
+On a CPU a shard's bytes depend on its rows, the model and the projector alone. The receipt
+therefore holds no time and no host: two undisturbed runs leave the same bytes.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,23 +84,26 @@ def write_shard(
                 np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
             files[file.name] = sha256(file)
     rows = parts[""][1]
-    receipt = {"rows": len(rows), "rows_hash": rows_hash(rows["id"]), "files": files, "bad": bad}
+    key = rows_hash(rows["id"].astype(str).tolist(), rows["split"].astype(str).tolist())
+    receipt = {"rows": len(rows), "rows_hash": key, "files": files, "bad": bad}
     receipt["versions"] = versions
     write_json(path.receipt, receipt)
     return receipt
 
 
-def rows_hash(ids: np.ndarray) -> str:
-    return hashlib.sha256(b"\n".join(ids.astype("S32").tolist())).hexdigest()
+def rows_hash(ids: Sequence[str], splits: Sequence[str]) -> str:
+    """Which rows a shard holds, and on which side of the split each is."""
+    lines = [f"{split}:{row_id}" for row_id, split in zip(ids, splits, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def is_complete(path: ShardPath, ids: np.ndarray) -> bool:
-    """Whether the shard holds these rows and every file still has the bytes of its receipt."""
+def is_complete(path: ShardPath, key: str) -> bool:
+    """Whether the shard holds the rows of `key` and its files have the bytes of the receipt."""
     try:
         receipt = read_receipt(path)
     except GradexError:
         return False
-    if receipt["rows_hash"] != rows_hash(ids):
+    if receipt["rows_hash"] != key:
         return False
     files = [(path.folder / name, digest) for name, digest in receipt["files"].items()]
     return all(file.exists() and sha256(file) == digest for file, digest in files)

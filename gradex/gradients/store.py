@@ -62,6 +62,11 @@ class GradientStore:
         if (path / "manifest.json").exists():
             store = cls.open(path)
             store.require_same_space(space, other="this run")
+            if store.origin != origin:
+                raise GradexError(
+                    f"{path}: the store was made from other tasks or another recipe than this "
+                    "meta-training's; name another --output_dir"
+                )
             return store
         if path.exists() and any(path.iterdir()):
             raise GradexError(f"{path}: holds files but no manifest.json; name an empty folder")
@@ -110,9 +115,7 @@ class GradientStore:
 
     def recorded_settings(self) -> dict[str, Any]:
         """Those settings, checked, as one mapping."""
-        origin = self.origin
-        values = origin["base"] | origin["tasks"] | origin["recipe"]
-        return recorded_settings(values, where=f"{self.path}/origin.json")
+        return recorded_settings(self.origin, where=f"{self.path}/origin.json")
 
     @property
     def dim(self) -> int:
@@ -142,6 +145,10 @@ class GradientStore:
         self.plan[side][name] = {"rows": rows, "shards": shards, "data_hash": data_hash}
         return self.shards(side, name)
 
+    def clear_plan(self) -> None:
+        """Begin a plan anew: sources that a later run no longer has are not read."""
+        self.plan = {"train": {}, "target": {}}
+
     def save_plan(self) -> None:
         write_json(self.path / "plan.json", self.plan)
 
@@ -153,8 +160,19 @@ class GradientStore:
     def receipts(self, side: Side, name: str) -> list[dict]:
         return [read_receipt(shard) for shard in self.shards(side, name)]
 
-    def data_hash(self, side: Side, name: str) -> str:
-        return self._entry(side, name)["data_hash"]
+    def data_hashes(self) -> dict[str, str]:
+        """Source or target -> hash of the rows that its gradients were taken of."""
+        entries = self.plan["train"] | self.plan["target"]
+        return {name: entry["data_hash"] for name, entry in entries.items()}
+
+    def table(self, side: Side, name: str) -> np.ndarray:
+        """What is known of the good rows, without their gradients."""
+        tables = [self._table(shard, "") for shard in self.shards(side, name)]
+        return np.concatenate([table[table["ok"]] for table in tables])
+
+    def _table(self, shard: ShardPath, ending: str) -> np.ndarray:
+        rows = read_receipt(shard)["rows"]
+        return read_table(shard.file(f"{ending}.rows.npy"), rows=rows)
 
     def blocks(
         self, side: Side, name: str, *, objective: Objective = "loss", split: str | None = None
@@ -162,10 +180,9 @@ class GradientStore:
         """The good rows, a shard at a time, as float32: stores may be larger than memory."""
         ending = self._ending(objective)
         for shard in self.shards(side, name):
-            rows = read_receipt(shard)["rows"]
-            table = read_table(shard.file(f"{ending}.rows.npy"), rows=rows)
+            table = self._table(shard, ending)
             file = shard.file(f"{ending}.npy")
-            stored = read_gradients(file, rows=rows, dim=self.dim)
+            stored = read_gradients(file, rows=len(table), dim=self.dim)
             keep = table["ok"]
             if split is not None:
                 keep = keep & (table["split"] == split.encode())

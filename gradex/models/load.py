@@ -6,6 +6,7 @@ come from safetensors files; code or pickles that a model brings are refused unl
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,12 +44,11 @@ class BaseSpec:
 
 @dataclass
 class Base:
-    """A loaded base model with its tokenizer. `fingerprint` names weights and tokenizer."""
+    """A loaded base model with its tokenizer."""
 
     model: nn.Module
     tokenizer: Any
     family: Family
-    fingerprint: dict[str, str]
 
 
 def load_tokenizer(spec: BaseSpec):
@@ -82,7 +82,7 @@ def load_base(spec: BaseSpec, *, labels: Sequence[str] | None = None) -> Base:
             f"{model.get_input_embeddings().num_embeddings}; they do not belong together"
         )
     model.config.pad_token_id = tokenizer.pad_token_id
-    return Base(model.eval(), tokenizer, family, _fingerprint(spec, config, tokenizer))
+    return Base(model.eval(), tokenizer, family)
 
 
 def family_of(config) -> Family:
@@ -216,14 +216,14 @@ def _quantised() -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    return {"quantization_config": config, "device_map": {"": 0}}
+    return {"quantization_config": config, "device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}}
 
 
-def _fingerprint(spec: BaseSpec, config, tokenizer) -> dict[str, str]:
-    """Weights and tokenizer by content; a hub model by its commit."""
-    commit = getattr(config, "_commit_hash", None)
-    folder = Path(spec.source)
-    model = hash_files(_weight_files(folder)) if folder.is_dir() else f"{spec.path}@{commit}"
+def fingerprint(spec: BaseSpec, base: Base) -> dict[str, str]:
+    """Weights, config and tokenizer by content; a hub model by its commit."""
+    commit = getattr(base.model.config, "_commit_hash", None)
+    folder, tokenizer = Path(spec.source), base.tokenizer
+    model = hash_files(_model_files(folder)) if folder.is_dir() else f"{spec.path}@{commit}"
     content = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = content.to_str() if content else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     template = tokenizer.chat_template or ""
@@ -234,8 +234,12 @@ def _fingerprint(spec: BaseSpec, config, tokenizer) -> dict[str, str]:
     }
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.bin"))]
+def _model_files(folder: Path) -> list[Path]:
+    return [
+        folder / "config.json",
+        *sorted(folder.glob("*.safetensors")),
+        *sorted(folder.glob("*.bin")),
+    ]
 
 
 def hash_files(files: Sequence[Path]) -> str:

@@ -9,11 +9,18 @@ from gradex.reporting.names import one_line
 from gradex.reporting.quantities import MISSING, count, mean_and_spread
 from gradex.reporting.tables import metric_name
 
+CLASSES = {
+    "causal": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "classifier": "AutoModelForSequenceClassification",
+}
+
 
 def adapter_card(
     *,
     base: str,
-    target: str,
+    family: str,
+    target: str | None,
     selected: list[str],
     method: str,
     results: list[dict],
@@ -23,11 +30,11 @@ def adapter_card(
     """The card as Markdown with YAML front matter; `results` are the outcomes of a report."""
     parts = [
         _front_matter(base),
-        f"# LoRA adapter for {_code(target)}",
+        f"# LoRA adapter for {_code(target)}" if target else "# LoRA adapter of all sources",
         _training(base, target, selected=selected, method=method),
         _results(results),
         "## How to load it",
-        _loading(base),
+        _loading(base, family),
         "## How it was made",
         _fenced(command, "sh"),
         "\n".join(f"- {_code(name)} {_code(version)}" for name, version in versions.items()),
@@ -46,12 +53,14 @@ def _is_reference(base: str) -> bool:
     return "/" in base and base.isprintable()
 
 
-def _training(base: str, target: str, *, selected: list[str], method: str) -> str:
+def _training(base: str, target: str | None, *, selected: list[str], method: str) -> str:
     sources = "1 source" if len(selected) == 1 else f"{len(selected)} sources"
-    opening = (
-        f"A LoRA adapter of {_code(base)}, fine-tuned with gradex for {_code(target)} on {sources}"
-        f" chosen by {_code(method)} selection:"
-    )
+    opening = f"A LoRA adapter of {_code(base)}, meta-trained with gradex on {sources}:"
+    if target:
+        opening = (
+            f"A LoRA adapter of {_code(base)}, fine-tuned with gradex for {_code(target)} on "
+            f"{sources} chosen by {_code(method)} selection:"
+        )
     return "\n".join([opening, "", *(f"- {_code(name)}" for name in selected)])
 
 
@@ -74,10 +83,10 @@ def _table_row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def _loading(base: str) -> str:
+def _loading(base: str, family: str) -> str:
     if _is_reference(base):
-        load_base = f"AutoModelForCausalLM.from_pretrained({json.dumps(base)})"
-        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM"
+        load_base = f"{CLASSES[family]}.from_pretrained({json.dumps(base)})"
+        imports = f"from peft import PeftModel\nfrom transformers import {CLASSES[family]}"
     else:
         load_base = "...  # the base model named above"
         imports = "from peft import PeftModel"

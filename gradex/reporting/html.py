@@ -102,7 +102,8 @@ def _verification(report: dict) -> dict:
 
 
 def _selection(selection: dict) -> dict:
-    trace = selection.get("trace") or []
+    # Other methods leave a trace too, which is no path.
+    trace = (selection.get("trace") or []) if selection.get("method") == "forward" else []
     scores = selection.get("scores") or {}
     path = figures.selection_path(trace, base_value=selection.get("base_value"))
     effects = "" if trace else figures.source_effects(scores, selection.get("selected") or [])

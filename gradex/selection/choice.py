@@ -43,7 +43,7 @@ class Selection:
 
     def recorded_settings(self, *, where: str) -> dict[str, Any]:
         """Data, model and recipe that the selection was made for, checked, as one mapping."""
-        return recorded_settings(self.base | self.tasks | self.recipe, where=where)
+        return recorded_settings(asdict(self), where=where)
 
     @classmethod
     def read(cls, path: Path) -> "Selection":

@@ -32,8 +32,9 @@ def forward_select(
 ) -> Choice:
     """Forward stepwise: at every step the source that helps most, until none helps.
 
-    A step must lower the score by `min_gain` of the whole fall so far. `scores` are the estimates
-    of the single sources; the trace holds every step with its best candidates.
+    A step must lower the score by `min_gain` of the whole fall, counted from the worst single
+    source. `scores` are the estimates of the single sources; the trace holds every step with its
+    best candidates.
     """
     chosen: list[str] = []
     trace: list[dict[str, Any]] = []
@@ -59,10 +60,9 @@ def _step(chosen: list[str], value: float, candidates: dict[str, float]) -> dict
 
 
 def random_ensemble(score: Score, names: Sequence[str], *, subsets: Sequence[Subset]) -> Choice:
-    """Sources ranked by the mean score of the subsets that hold them; the best prefix wins.
+    """Sources ranked by how the mean score differs with and without them; the best prefix wins.
 
-    A source's score is that mean minus the mean of the subsets without it. The trace holds the
-    estimate of every prefix of the ranking.
+    The trace holds the estimate of every prefix of the ranking.
     """
     member = membership(subsets, names)
     counts = member.sum(0)

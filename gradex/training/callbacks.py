@@ -3,9 +3,7 @@
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
-from gradex.errors import GradexError
 from gradex.progress import progress
 
 
@@ -57,21 +55,3 @@ class LossCurve(pl.Callback):
     ) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
-
-
-class StopOnBadLoss(pl.Callback):
-    """A loss that is not finite ends the run with advice, before it spoils the adapter."""
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_index: int,
-    ) -> None:
-        if not torch.isfinite(outputs["loss"]):
-            raise GradexError(
-                f"the training loss is {float(outputs['loss'])} at step {trainer.global_step}; "
-                "try a lower --learning_rate or another --precision"
-            )

@@ -16,7 +16,7 @@ from gradex.adapters.spec import attach
 from gradex.data.tokens import Encoder, Example
 from gradex.errors import GradexError
 from gradex.models.load import Base
-from gradex.training.callbacks import LossCurve, StopOnBadLoss
+from gradex.training.callbacks import LossCurve
 from gradex.training.module import FineTuner
 from gradex.training.recipe import Recipe
 
@@ -52,7 +52,7 @@ def fit(
     last = _checkpoint(folder / "checkpoints" / "step.ckpt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = _trainer(recipe, [curve, StopOnBadLoss(), saver])
+        trainer = _trainer(recipe, [curve, saver])
         _run(trainer, module, last)
     _require_finite(module)
     return module.model.eval(), curve.losses

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from gradex.data.tokens import Batch, Encoder, Example, collate
+from gradex.errors import GradexError
 from gradex.models.losses import sample_objectives
 from gradex.training.recipe import Recipe
 
@@ -29,7 +30,13 @@ class FineTuner(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:
         values, _ = sample_objectives(self.model, batch, self.encoder.family)
-        return values["loss"].mean()
+        loss = values["loss"].mean()
+        if not torch.isfinite(loss):
+            raise GradexError(
+                f"the training loss is {loss.item()} at step {self.global_step}; try a lower "
+                "--learning_rate or another --precision"
+            )
+        return loss
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         # Dropout as a function of seed and step, so that a resumed run repeats it.

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradex.data.formats import Row
 from gradex.data.sources import Sources, SplitRule, load_sources
 from gradex.data.tokens import Encoder, Example, encode_all, label_names, log_bad
 from gradex.errors import GradexError
@@ -87,19 +86,10 @@ def test_scores(
 ) -> dict[str, dict[str, float]]:
     """Target -> loss (and metric) on its test rows."""
     return {
-        name: score(model, usable(encoder, sources[name].rows["test"]), encoder, source.metric)
+        name: score(model, source.rows["test"], encoder, source.metric)
         for name, source in sources.items()
         if name in targets
     }
-
-
-def usable(encoder: Encoder, rows: Sequence[Row]) -> list[Row]:
-    """The rows that have a label left."""
-    _, bad = encode_all(encoder, rows)
-    kept = [row for row in rows if row.id not in bad]
-    if not kept:
-        raise GradexError("none of the target's test rows has a label left; raise --max_length")
-    return kept
 
 
 def on_best_device(base: Base) -> Base:

@@ -6,6 +6,7 @@ from typing import Any
 
 from gradex.adapters.spec import AdapterSpec
 from gradex.arguments import TrainArguments
+from gradex.errors import GradexError
 from gradex.models.load import BaseSpec
 
 
@@ -64,16 +65,22 @@ def make_recipe(settings: dict[str, Any]) -> Recipe:
 
 
 def with_steps(config: TrainArguments, *, rows: int, batches: dict[str, Any]) -> TrainArguments:
-    """`config` with its epochs turned into steps, where it names epochs and no steps.
+    """`config` with its epochs turned into steps, unless it names steps itself.
 
     `batches` has the batch size and accumulation where the config leaves them open.
     """
     if config.max_steps is not None or config.num_train_epochs is None:
-        return config
+        return replace(config, num_train_epochs=None)
+    if not config.devices.isdigit():
+        raise GradexError(
+            f"--num_train_epochs: how many steps it means is open with --devices {config.devices}; "
+            "say --max_steps"
+        )
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
     size, accumulate = (getattr(config, name) or batches[name] for name in names)
-    steps = steps_for_epochs(config.num_train_epochs, rows=rows, rows_per_step=size * accumulate)
-    return replace(config, max_steps=steps)
+    rows_per_step = size * accumulate * int(config.devices) * config.num_nodes
+    steps = steps_for_epochs(config.num_train_epochs, rows=rows, rows_per_step=rows_per_step)
+    return replace(config, max_steps=steps, num_train_epochs=None)
 
 
 def steps_for_epochs(epochs: float, *, rows: int, rows_per_step: int) -> int:

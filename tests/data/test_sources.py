@@ -358,9 +358,9 @@ def test_rows_on_two_sides_are_reported(write, pairs):
     task = write("a.yaml", content)
     sources = load_sources([task, write("b.yaml", {"path": "other.jsonl", "role": "source"})])
     assert set(sources.notes) == {
-        "2 select rows of a are training rows of a too",
-        "1 test rows of a are select rows of a too",
-        "5 test rows of a are training rows of b too",
+        "2 select rows of a have the prompt of a training row of a",
+        "1 test rows of a have the prompt of a select row of it",
+        "5 test rows of a have the prompt of a training row of b",
     }
 
 

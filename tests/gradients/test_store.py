@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from gradex.errors import GradexError
-from gradex.gradients.shards import ROW_TYPE, is_complete, quantise, write_shard
+from gradex.gradients.shards import ROW_TYPE, is_complete, quantise, rows_hash, write_shard
 from gradex.gradients.store import GradientStore
 
 SPACE = {"model": "m", "project_dim": 5, "differentiate": "loss", "dtype": "float32"}
 
 
-def table(count: int, *, split: str = "train", start: int = 0) -> np.ndarray:
+def table(count: int, *, split: str = "train") -> np.ndarray:
     rows = np.zeros(count, ROW_TYPE)
-    rows["id"] = [f"id{start + i}" for i in range(count)]
+    rows["id"] = [f"id{i}" for i in range(count)]
     rows["split"], rows["ok"], rows["scale"], rows["grad_norm"] = split, True, 1, 1
     return rows
 
@@ -104,8 +104,8 @@ def test_a_missing_receipt_is_named(tmp_path):
 def test_damage_makes_a_shard_incomplete(tmp_path, damage):
     store = make_store(tmp_path / "s", {"a": gradients(4)})
     shard = store.shards("train", "a")[0]
-    ids = table(4)["id"]
-    assert is_complete(shard, ids)
+    ids = [f"id{i}" for i in range(4)]
+    assert is_complete(shard, rows_hash(ids, ["train"] * 4))
     file = shard.file(".npy")
     content = bytearray(file.read_bytes())
     if damage == "flip":
@@ -118,8 +118,15 @@ def test_damage_makes_a_shard_incomplete(tmp_path, damage):
     elif damage == "receipt":
         shard.receipt.write_text(shard.receipt.read_text()[:20])
     else:
-        ids = table(4, start=1)["id"]
-    assert not is_complete(shard, ids)
+        ids = ids[::-1]
+    assert not is_complete(shard, rows_hash(ids, ["train"] * 4))
+
+
+def test_a_row_that_changes_sides_makes_a_shard_incomplete(tmp_path):
+    store = make_store(tmp_path / "s", {"a": gradients(4)})
+    shard, ids = store.shards("train", "a")[0], [f"id{i}" for i in range(4)]
+    assert is_complete(shard, rows_hash(ids, ["train"] * 4))
+    assert not is_complete(shard, rows_hash(ids, ["train"] * 3 + ["test"]))
 
 
 def test_margin_gradients_are_asked_for_by_name(tmp_path):

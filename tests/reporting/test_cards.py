@@ -20,6 +20,7 @@ NASTY = "a|b```\n---\n# <script>x</script>"
 def card(**changes: object) -> str:
     about = {
         "base": "owner/model",
+        "family": "causal",
         "target": "sort",
         "selected": ["sort", "max"],
         "method": "forward",
