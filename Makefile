@@ -25,6 +25,7 @@ $(VENV)/.ready: requirements.lock setup.py
 	else \
 	  $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet $$(grep '^torch==' requirements.lock); \
 	fi
+	@echo "installing about 85 packages, a minute or two"
 	grep -v '^torch==' requirements.lock > $(VENV)/requirements.txt
 	$(BIN)/pip install --quiet -r $(VENV)/requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .

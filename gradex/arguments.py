@@ -147,7 +147,7 @@ class EstimatorArguments:
 
     store: str | None = option(None, "a gradient store; default: the newest run of project's")
     estimator: str = option("linear", "the estimator: linear")
-    lam: float = option(0.01, "ridge strength of the linear estimate, in units of tau")
+    lam: float = option(0.01, "ridge strength, as a share of the rows' mean squared norm")
 
     def __post_init__(self):
         require_positive(self, "lam")

@@ -5,6 +5,7 @@ python -m gradex.estimate --store gradients/NAME --subsets sampled_tasks/mine.tx
 """
 
 import csv
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,9 @@ from gradex.data.subsets import Subset, find_subsets, format_subset
 from gradex.estimators import make_estimator
 from gradex.estimators.protocol import Estimates
 from gradex.gradients.store import open_store
+
+SHOWN = 5  # targets whose best subset is named on the screen
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,13 @@ def estimate(config: Config) -> Path:
         )  # fmt: skip
         estimates = fitted.predict(subsets)
         write_estimates(run.part / "estimates.csv", estimates, subsets, store.sources)
+    for column, target in enumerate(estimates.targets[:SHOWN]):
+        best = int(estimates.value[:, column].argmin())
+        log.info(
+            "%s: lowest of %d estimates %.3f, with %s",
+            target, len(subsets), estimates.value[best, column],
+            format_subset(subsets[best], store.sources),
+        )  # fmt: skip
     return run.path / "estimates.csv"
 
 

@@ -89,13 +89,18 @@ def _finetune(
         "tuned": after[selection.target],
     }
     log.info(
-        "%s: test loss %.3f, the base model's %.3f",
-        selection.target, results["tuned"]["loss"], results["base"]["loss"],
+        "%s, fine-tuned on %d sources (%s), seed %d: test %s; the base model: %s",
+        selection.target, len(selection.selected), selection.method, results["seed"],
+        _told(results["tuned"]), _told(results["base"]),
     )  # fmt: skip
     write_json(folder / "results.json", results)
     write_json(folder / "curve.json", {"loss": losses})
     card = _card(results, base=recipe.base.path, family=base.family, command=run.command)
     export(model, folder / "adapter", base_path=recipe.base.source, card=card)
+
+
+def _told(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
 
 
 def _card(results: dict[str, Any], *, base: str, family: Family, command: str) -> str:

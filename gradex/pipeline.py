@@ -6,6 +6,7 @@
 Stages that are finished are not run again when an interrupted pipeline is repeated.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -26,13 +27,15 @@ from gradex.gradients.store import GradientStore
 from gradex.records import read_json, write_json
 from gradex.training.prepare import load_data
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
     project_dim: int = option(100, "dimensions of a sketch")
     dtype: Literal["float16", "float32"] = option("float16", "numbers in the gradient store")
     method: Literal["forward", "random_ensemble"] = option("forward", "how sources are chosen")
-    lam: float = option(0.01, "ridge strength of the linear estimate, in units of tau")
+    lam: float = option(0.01, "ridge strength, as a share of the rows' mean squared norm")
     num_subsets: int = option(1000, "random subsets to estimate")
     verify_subsets: int = option(8, "true fine-tunes of held-out subsets; 0 leaves verify out")
     num_seeds: int = option(1, "fine-tunes of the selection and of all sources, a seed each")
@@ -62,7 +65,7 @@ def _stages(config: Config, done: "_Done") -> str:
     meta = done.once("meta_train", meta_train.meta_train, _part(config, meta_train.Config))
     projected = _part(config, project.Config, meta_dir=meta, seed=0)
     store = done.once("project", project.project, projected)
-    target = GradientStore.open(Path(store)).require_target(None)
+    target = _chosen_target(config, GradientStore.open(Path(store)))
     estimated = {"store": store, "lam": config.lam, "num_subsets": config.num_subsets}
     done.once("estimate", estimate, EstimateConfig(**estimated))
     choose = select_sources.Config(**estimated, method=config.method, target=target)
@@ -74,7 +77,8 @@ def _stages(config: Config, done: "_Done") -> str:
     for seed in range(config.seed, config.seed + config.num_seeds):
         for name, selection in (("selection", chosen), ("all", everything)):
             tune = finetune.Config(**common, selection=selection, seed=seed)
-            done.once(f"finetune {name} {seed}", finetune.finetune, tune)
+            adapter = done.once(f"finetune {name} {seed}", finetune.finetune, tune)
+            log.info("%s, seed %d: %s/adapter", name, seed, adapter)
     verified = None
     if config.verify_subsets:
         trial = verify.Config(
@@ -83,6 +87,18 @@ def _stages(config: Config, done: "_Done") -> str:
         )  # fmt: skip
         verified = done.once("verify", verify.verify, trial)
     return done.once("report", report.report, report.Config(selection=chosen, verify=verified))
+
+
+def _chosen_target(config: Config, store: GradientStore) -> str:
+    """The first target that the person named, or the first one of the store."""
+    named = [name for name in config.target or () if name in store.targets]
+    target = store.require_target(named[0] if named else None)
+    if len(store.targets) > 1:
+        log.info(
+            "sources are chosen for %s, one of %d targets; for another: gradex select_sources "
+            "--target NAME", target, len(store.targets),
+        )  # fmt: skip
+    return target
 
 
 def _part(config: Config, stage_config: type, **more: Any) -> Any:

@@ -19,9 +19,14 @@ def progress(name: str, total: int, *, unit: str, initial: int = 0, show: bool =
         leave=None,
         delay=1,
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        disable=not show,
+        disable=not show or total == 0 or (_is_inner() and not sys.stderr.isatty()),
         dynamic_ncols=True,
     )
+
+
+def _is_inner() -> bool:
+    """Whether another bar is running: in a log file, two that take turns cannot be read."""
+    return len(getattr(tqdm, "_instances", ())) > 0
 
 
 @cache

@@ -84,6 +84,7 @@ def _content(
             "trace": selection.trace,
             "scores": selection.scores,
         },
+        "test_rows": int((store.table("target", selection.target)["split"] == b"test").sum()),
         "outcomes": _outcomes(selection, [results for _, results in tunes]),
         "verify": read_json(verified / "verify.json", "a verification") if verified else None,
         "sources": [_source_row(store, name, selection, record) for name in store.sources],

@@ -56,7 +56,7 @@ from gradex.training.prepare import (
 from gradex.training.recipe import Recipe, make_recipe
 
 MIXED_SIZES = (0.5, 0.25, 0.75)
-SUMMARY = ("target", "spearman", "n", "relative_error", "constant_relative_error")
+SUMMARY = ("target", "spearman", "n", "select_spearman")
 log = logging.getLogger(__name__)
 
 
@@ -92,14 +92,17 @@ def verify(config: Config) -> Path:
     config = replace(config, store=str(store.path))
     config = with_defaults(config, keep(recorded, TrainArguments))
     subsets = _held_out(config, store.sources)
-    fitted = make_estimator(config.estimator, lam=config.lam)
-    fitted.fit(store, targets=config.target, split="test")
-    estimates = fitted.predict(subsets)
+    estimates = _estimates(config, store, subsets, split="test")
+    chosen_by = _estimates(config, store, subsets, split="select")
     inputs = (store.fingerprint, store.data_hashes(), [sorted(subset) for subset in subsets])
     with runs.start("verify", config, output_dir=config.output_dir, inputs=inputs) as run:
         trials = _make_trials(combined(recorded, config), store, estimates.targets)
         truth = trials.run(subsets, run.part / "trials", order=store.sources)
-        table = [_target_table(estimates, truth, subsets, t, store) for t in range(truth.shape[1])]
+        table = [
+            _target_table(estimates, truth, subsets, column, store)
+            | {"select_spearman": _spearman(chosen_by.value[:, column], truth[:, column])}
+            for column in range(truth.shape[1])
+        ]
         content = {
             "store": str(store.path),
             "estimator": config.estimator,
@@ -111,10 +114,19 @@ def verify(config: Config) -> Path:
         _write_csv(run.part / "verify.csv", table)
     for entry in table:
         log.info(
-            "%s: Spearman %.2f over %d fine-tunes; relative error %.2f, of the others' mean %.2f",
+            "%s: Spearman %.2f over %d fine-tunes (of estimates from select rows: %.2f)",
             *(entry[key] for key in SUMMARY),
         )
     return run.path
+
+
+def _estimates(
+    config: Config, store: GradientStore, subsets: Sequence[Subset], *, split: str
+) -> Estimates:
+    """Estimates from one split: the test rows' are held against the truth on the same rows, the
+    select rows' are those that a selection goes by."""
+    fitted = make_estimator(config.estimator, lam=config.lam)
+    return fitted.fit(store, targets=config.target, split=split).predict(subsets)
 
 
 def _make_trials(
@@ -189,11 +201,15 @@ def _target_table(
     return {
         "target": estimates.targets[column],
         "n": len(points),
-        "spearman": spearman(predicted.tolist(), true.tolist()),
+        "spearman": _spearman(predicted, true),
         "relative_error": relative_error(predicted.tolist(), true.tolist()),
         "constant_relative_error": relative_error(_mean_of_others(true).tolist(), true.tolist()),
         "points": points,
     }
+
+
+def _spearman(estimate: np.ndarray, truth: np.ndarray) -> float:
+    return spearman(estimate.tolist(), truth.tolist())
 
 
 def _mean_of_others(values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ config: main                  # of a hub data set
 split: train
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from gradex.data.formats import COLUMNS, FORMATS
 from gradex.data.metrics import METRICS
 from gradex.data.subsets import check_name
 from gradex.errors import GradexError, unknown
+from gradex.progress import say_once
 
 ROLES = ("both", "source", "target")
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -95,11 +97,24 @@ def _tasks_in(folder: Path, flag: str) -> Iterator[Task]:
         raise GradexError(
             f"{flag} {folder}: found neither YAMLs nor data files ({', '.join(READERS)}) in it"
         )
-    for path in yamls:
-        yield read_task(path, named=False)
-    if not yamls:
+    tasks = [read_task(path, named=False) for path in yamls]
+    yield from tasks
+    if tasks:
+        _tell_unread(folder, data, tasks)
+    else:
         for path in data:
             yield _bare(str(path), path.stem if path.is_file() else path.name, named=False)
+
+
+def _tell_unread(folder: Path, data: list[Path], tasks: list[Task]) -> None:
+    used = {Path(p).resolve() for t in tasks for p in (t.path, t.select, t.test) if p}
+    unread = [path.name for path in data if path.resolve() not in used]
+    if unread:
+        say_once(
+            f"data: {folder} holds YAMLs, so that {', '.join(unread)} are not read; give each a "
+            "YAML, or name it in --tasks too",
+            level=logging.WARNING,
+        )
 
 
 def _is_saved_dataset(path: Path) -> bool:

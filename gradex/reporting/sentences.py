@@ -140,9 +140,9 @@ def _beside_the_constant(targets: list[dict]) -> str:
     wins = sum(own < constant for own, constant in pairs)
     if len(pairs) == 1:
         verdict = "smaller" if wins else "not smaller"
-        return f"The relative error of the estimate is {verdict} than that of a constant guess."
+        return f"The relative error of the estimate is {verdict} than that of the others' mean."
     return (
-        "The relative error of the estimate is smaller than that of a constant guess "
+        "The relative error of the estimate is smaller than that of the others' mean "
         f"on {wins} of {len(pairs)} targets."
     )
 

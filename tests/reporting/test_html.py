@@ -203,7 +203,7 @@ def test_uncalibrated_estimates_are_called_ranks(report: dict) -> None:
     assert "they are ranks" in render(report)
     report["verify"]["calibrated"] = True
     text = render(report)
-    assert "they are ranks" not in text and "smaller than that of a constant guess" in text
+    assert "they are ranks" not in text and "smaller than that of the others" in text
 
 
 def test_an_ensemble_shows_effects_instead_of_a_path(report: dict) -> None:
