@@ -89,8 +89,9 @@ def _finetune(
         "tuned": after[selection.target],
     }
     log.info(
-        "%s, fine-tuned on %d sources (%s), seed %d: test %s; the base model: %s",
-        selection.target, len(selection.selected), selection.method, results["seed"],
+        "%s, fine-tuned on %d of %d sources (%s), seed %d: test %s; the base model: %s",
+        selection.target, len(selection.selected), selection.n_sources, selection.method,
+        results["seed"],
         _told(results["tuned"]), _told(results["base"]),
     )  # fmt: skip
     write_json(folder / "results.json", results)
