@@ -113,6 +113,33 @@ def test_the_other_families_go_the_same_way(model_folder, toy_tasks, tmp_path, k
     assert ("accuracy" in results["tuned"]) == (kind == "bert")
 
 
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_chain_of_thought_is_scored_by_its_answer(model_folder, tmp_path, kind):
+    """In finetune and verify, for causal and encoder-decoder models alike."""
+    folder = tmp_path / "thoughts"
+    folder.mkdir()
+    rows = [{"prompt": f"{i}+1?", "completion": f"{i} and 1. #### {i + 1}"} for i in range(40)]
+    for name in ("plus", "other"):
+        lines = [json.dumps(row | {"prompt": name + row["prompt"]}) + "\n" for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+        (folder / f"{name}.yaml").write_text(f"path: {name}.jsonl\nmetric: answer\n")
+    meta_train(meta_config(model_folder(kind), folder))
+    project(ProjectConfig(project_dim=20))
+    select_sources(SelectConfig())
+    results = json.loads((finetune(FinetuneConfig()) / "results.json").read_text())
+    assert 0 <= results["tuned"]["answer"] <= 1
+    run = verify(VerifyConfig(num_subsets=1))
+    trial = json.loads((run / "trials/0000/result.json").read_text())
+    assert all("answer" in scores for scores in trial["scores"].values())
+
+
+def test_half_precision_goes_the_same_way(model_folder, toy_tasks):
+    meta_train(meta_config(model_folder("llama"), toy_tasks, bf16=True))
+    store = GradientStore.open(project(ProjectConfig(project_dim=20)))
+    assert store.space["model"].endswith("bfloat16")
+    assert (store.source("copy").table["grad_norm"] > 0).all()
+
+
 def _labelled(folder: Path) -> Path:
     folder.mkdir()
     for name in ("one", "two"):
