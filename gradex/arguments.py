@@ -168,9 +168,7 @@ class SubsetArguments:
         require_fraction(self, "subset_size")
 
 
-OPTIONAL = ("target", "num_train_epochs", "precision")
-
-
+OPTIONAL = ("target", "num_train_epochs", "precision")  # may stay None when all is resolved
 # What a store or selection records of the path before it, and the flags of each part.
 RECORDED = {"base": ModelArguments, "tasks": DataArguments, "recipe": TrainArguments}
 

@@ -21,9 +21,7 @@ from gradex.errors import GradexError, unknown
 # What a run adds to the flags in its config.yaml: read by people and by `runs.newest`, not flags.
 RECORD_KEYS = ("stage", "created", "seconds", "versions", "inputs")
 
-NOISY = (
-    "lightning", "lightning.pytorch", "lightning.fabric", "httpx", "datasets", "huggingface_hub",
-)  # fmt: skip
+NOISY = ("httpx", "datasets", "huggingface_hub")
 
 ConfigT = TypeVar("ConfigT")
 

@@ -1,7 +1,9 @@
 """Predict the target loss of fine-tuning on subsets of the sources: a table, in seconds.
 
-python -m gradex.estimate --num_subsets 1000 --subset_size 0.5
-python -m gradex.estimate --store gradients/NAME --subsets sampled_tasks/mine.txt
+    python -m gradex.estimate --num_subsets 1000 --subset_size 0.5
+    python -m gradex.estimate --store gradients/NAME --subsets sampled_tasks/mine.txt
+
+Random subsets are kept in sampled_tasks/, so that the same ones can be used again.
 """
 
 import csv

@@ -67,14 +67,13 @@ def _require_target(sources: Sources, selection: Selection, path: Path) -> None:
 def _finetune(
     selection: Selection, sources: Sources, settings: dict[str, Any], run: runs.Run
 ) -> None:
-    folder = run.part
     recipe = make_recipe(settings)
     base, encoder = load_base_and_encoder(recipe.base, sources, max_length=settings["max_length"])
     base = on_best_device(base)
     before = test_scores(base.model, sources, encoder, [selection.target])
     examples, _ = training_examples(encoder, sources, selection.selected)
     model, losses = fit(
-        recipe, base, examples=examples, encoder=encoder, folder=folder, name="fine-tuning"
+        recipe, base, examples=examples, encoder=encoder, folder=run.part, name="fine-tuning"
     )
     model = on_best_device(replace(base, model=model)).model
     after = test_scores(model, sources, encoder, [selection.target])
@@ -91,13 +90,12 @@ def _finetune(
     log.info(
         "%s, fine-tuned on %d of %d sources (%s), seed %d: test %s; the base model: %s",
         selection.target, len(selection.selected), selection.n_sources, selection.method,
-        results["seed"],
-        _told(results["tuned"]), _told(results["base"]),
+        results["seed"], _told(results["tuned"]), _told(results["base"]),
     )  # fmt: skip
-    write_json(folder / "results.json", results)
-    write_json(folder / "curve.json", {"loss": losses})
+    write_json(run.part / "results.json", results)
+    write_json(run.part / "curve.json", {"loss": losses})
     card = _card(results, base=recipe.base.path, family=base.family, command=run.command)
-    export(model, folder / "adapter", base_path=recipe.base.source, card=card)
+    export(model, run.part / "adapter", base_path=recipe.base.source, card=card)
 
 
 def _told(scores: dict[str, float]) -> str:

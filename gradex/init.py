@@ -1,6 +1,8 @@
 """Make a workspace: the folders that the stages read and write, with the embedded demo in it.
 
-gradex init my_workspace && cd my_workspace && gradex pipeline
+    gradex init my_workspace && cd my_workspace && gradex pipeline
+
+A clone of the project is a workspace already.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,9 @@
 """Train one adapter on all sources: the point at which gradients are taken.
 
-python -m gradex.meta_train
-python -m gradex.meta_train --model_name_or_path MODEL --tasks my_tasks/ --max_steps 1000
+    python -m gradex.meta_train
+    python -m gradex.meta_train --model_name_or_path MODEL --tasks my_tasks/ --max_steps 1000
+
+The settings it resolves (data, model, recipe) are those that the later stages repeat.
 """
 
 from dataclasses import asdict, dataclass

@@ -99,8 +99,7 @@ def verify(config: Config) -> Path:
         trials = _make_trials(combined(recorded, config), store, estimates.targets)
         truth = trials.run(subsets, run.part / "trials", order=store.sources)
         table = [
-            _target_table(estimates, truth, subsets, column, store)
-            | {"select_spearman": _spearman(chosen_by.value[:, column], truth[:, column])}
+            _target_table(column, estimates, chosen_by, truth, subsets=subsets, store=store)
             for column in range(truth.shape[1])
         ]
         content = {
@@ -186,10 +185,12 @@ class _Trials:
 
 
 def _target_table(
-    estimates: Estimates,
-    truth: np.ndarray,
-    subsets: Sequence[Subset],
     column: int,
+    estimates: Estimates,
+    chosen_by: Estimates,
+    truth: Float[np.ndarray, "subset target"],
+    *,
+    subsets: Sequence[Subset],
     store: GradientStore,
 ) -> dict[str, Any]:
     """One target: rank correlation and errors, beside the best constant of the other runs."""
@@ -202,6 +203,7 @@ def _target_table(
         "target": estimates.targets[column],
         "n": len(points),
         "spearman": _spearman(predicted, true),
+        "select_spearman": _spearman(chosen_by.value[:, column], true),
         "relative_error": relative_error(predicted.tolist(), true.tolist()),
         "constant_relative_error": relative_error(_mean_of_others(true).tolist(), true.tolist()),
         "points": points,

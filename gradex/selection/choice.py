@@ -1,6 +1,6 @@
 """selection.json: the chosen sources with all that `finetune` needs to train on exactly them."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Selection:
     recipe: dict[str, Any]
     data: dict[str, str]
     n_sources: int
-    format: str = field(default=FORMAT)
+    format: str = FORMAT
 
     def write(self, path: Path) -> Path:
         write_json(path, asdict(self))
