@@ -26,7 +26,7 @@ from gradex.estimate import Config as EstimateConfig
 from gradex.estimate import estimate
 from gradex.finetune import Config as FinetuneConfig
 from gradex.finetune import finetune
-from gradex.gradients.per_sample import trainable_layers
+from gradex.gradients.layers import trainable_slots
 from gradex.gradients.projectors import make_projector
 from gradex.gradients.store import GradientStore
 from gradex.meta_train import Config as MetaConfig
@@ -166,7 +166,7 @@ def test_stored_rows_equal_projected_single_sample_gradients(model_folder, toy_t
         model.zero_grad()
         value = sample_objectives(model, batch, "causal")[0][objective].sum()
         value.backward()
-        flat = torch.cat([x.module.weight.grad.flatten() for x in trainable_layers(model)])
+        flat = torch.cat([slot.parameter.grad.flatten() for slot in trainable_slots(model)])
         wanted = projector.project(flat[None])[0].numpy()
         assert entry["id"].decode() == row.id
         assert np.linalg.norm(stored - wanted) / np.linalg.norm(wanted) < 1e-5

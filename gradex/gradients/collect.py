@@ -32,9 +32,9 @@ class _Sketch:
         self.projected = torch.zeros(samples, projector.dim, device=device)
         self.squared_norm = torch.zeros(samples, device=device)
 
-    def add(self, gradient: Tensor, offset: int) -> None:
-        self.projected += self.projector.project(gradient, offset=offset)
-        self.squared_norm += gradient.square().sum(1)
+    def add(self, gradient: Tensor, offset: int, samples: slice) -> None:
+        self.projected[samples] += self.projector.project(gradient, offset=offset)
+        self.squared_norm[samples] += gradient.square().sum(1)
 
 
 @dataclass(frozen=True)

@@ -1,158 +1,231 @@
-"""Per-sample gradients of the trainable layers from one batched forward and backward.
+"""Per-sample gradients of everything an adapter trains, from one batched forward and backward.
 
-Everything trained by LoRA-like adapters and new heads is a Linear layer y = W x + b. With x_t its
-input and g_t the gradient at its output, token t, a sample's gradient is
-    dW = sum_t g_t x_t^T,    db = sum_t g_t,
-so hooks that see x and g give every sample's gradient at once, and autograd is never asked for a
-weight gradient. Samples must not share a scalar: the objectives are summed over samples, each being
-a mean over its own label tokens.
+A tap at the output of each layer that holds trainable parameters keeps the layer's input x; when
+the backward pass brings the gradient g at the output, a closed formula in x and g gives every
+sample's gradient at once (see formulas). Autograd is never asked for a weight's gradient, the graph
+begins at the first tap, and each layer's gradients are handed on and dropped. Samples must not
+share a scalar: the objectives are summed over samples, each a mean over its own label tokens.
+
+Where no tap can tell the samples apart, `LoopPass` takes one backward a sample.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradex.data.tokens import Batch, Family
-from gradex.errors import GradexError
+from gradex.gradients.gather import Consumer, Gathering, SharedInput, Unseen
+from gradex.gradients.layers import Layer, layers_of, loop_reason, param_count, trainable_slots
 from gradex.models.losses import Objective, sample_objectives
+from gradex.progress import say_once
 
-# Receives the gradients of one layer: (sample, layer's params) and where its params start.
-Consumer = Callable[[Float[Tensor, "sample param"], int], None]
-
-
-@dataclass(frozen=True)
-class TrainableLayer:
-    """A Linear with trainable weight (and bias) and its place in the flat gradient."""
-
-    name: str
-    module: nn.Linear
-    offset: int
-    has_bias: bool
-
-    @property
-    def size(self) -> int:
-        return self.module.weight.numel() + (self.module.out_features if self.has_bias else 0)
-
-
-def trainable_layers(model: nn.Module) -> list[TrainableLayer]:
-    """The Linear layers that hold all trainable parameters, in the order of the model."""
-    layers: list[TrainableLayer] = []
-    offset = 0
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or not module.weight.requires_grad:
-            continue
-        has_bias = module.bias is not None and module.bias.requires_grad
-        layers.append(TrainableLayer(name, module, offset, has_bias))
-        offset += layers[-1].size
-    covered = {id(p) for layer in layers for p in layer.module.parameters(recurse=False)}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in covered:
-            raise GradexError(
-                f"the adapter trains '{name}', which is not the weight of a Linear layer; "
-                "per-sample gradients are there for LoRA and trainable heads"
-            )
-    if not layers:
-        raise GradexError("the model has no trainable Linear layer; attach an adapter first")
-    return layers
-
-
-def param_count(layers: list[TrainableLayer]) -> int:
-    return layers[-1].offset + layers[-1].size
+Objectives = dict[Objective, Float[Tensor, " sample"]]
 
 
 class GradientPass:
-    """Hooks on a model's trainable layers; `run` feeds each layer's gradients to a consumer."""
+    """Taps on a model's trainable layers; `run` feeds each layer's gradients to a consumer."""
 
     def __init__(self, model: nn.Module, family: Family):
         self.model, self.family = model, family
-        self.layers = trainable_layers(model)
-        self._consume: Consumer | None = None
-        self._samples = 0
-        self._seen: set[str] = set()
+        self.slots = trainable_slots(model)
+        self.layers = layers_of(self.slots)
+        self._by_sample = _trains_head(model, self.layers)
+        self._recording = False
 
     @contextmanager
     def hooked(self) -> Iterator["GradientPass"]:
-        """Install the hooks; weights are frozen meanwhile and the graph hangs on the embeddings."""
-        # An encoder and a decoder each have an embedding module of their own.
-        embeddings = [m for m in self.model.modules() if isinstance(m, nn.Embedding)]
-        handles = [embedding.register_forward_hook(_require_grad) for embedding in embeddings]
-        frozen = [p for p in self.model.parameters() if p.requires_grad]
-        for layer in self.layers:
-            handles.append(layer.module.register_forward_hook(self._hook(layer)))
+        """Install the taps; autograd is asked for no weight's gradient meanwhile."""
+        handles = [
+            layer.module.register_forward_hook(self._on_forward(layer), with_kwargs=True)
+            for layer in self.layers
+        ]
         try:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
+            for slot in self.slots:
+                slot.parameter.requires_grad_(False)
             yield self
         finally:
             for handle in handles:
                 handle.remove()
-            for parameter in frozen:
-                parameter.requires_grad_(True)
+            for slot in self.slots:
+                slot.parameter.requires_grad_(True)
 
-    def run(
-        self, batch: Batch, consumers: dict[Objective, Consumer]
-    ) -> tuple[dict[Objective, Float[Tensor, " sample"]], Tensor]:
+    def run(self, batch: Batch, consumers: dict[Objective, Consumer]) -> tuple[Objectives, Tensor]:
         """One forward and a backward an objective; returns the objectives and label counts."""
-        self._samples = len(batch["input_ids"])
-        values, counts = sample_objectives(self.model, batch, self.family)
+        ids = batch["input_ids"]
+        self._gathering = Gathering(len(ids))
+        self._anchor = torch.zeros((), device=ids.device, requires_grad=True)
+        # Gradient checkpointing runs layers again in the backward pass: these are no new calls.
+        self._recording = True
+        try:
+            values, counts = sample_objectives(
+                self.model, batch, self.family, by_sample=self._by_sample
+            )
+        finally:
+            self._recording = False
         last = list(consumers)[-1]
         for objective, consume in consumers.items():
-            self._consume = consume
-            self._seen.clear()
+            self._gathering.begin(consume)
             values[objective].sum().backward(retain_graph=objective != last)
-            if not self._seen:
-                raise GradexError("no gradient reached the adapter: the model cuts its graph")
+            self._gathering.finish()
         return {name: value.detach() for name, value in values.items()}, counts
 
-    def _hook(self, layer: TrainableLayer):
-        def on_forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad:
-                x = inputs[0].detach()
-                output.register_hook(lambda g: self._emit(layer, x, g))
+    def slow_layers(self) -> dict[str, str]:
+        """Layers without a formula, and the way that their gradients were taken."""
+        return {layer.name: layer.alone.way for layer in self.layers if layer.alone is not None}
 
-        return on_forward
+    def _on_forward(self, layer: Layer) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor | None:
+            gathering = self._gathering
+            if not torch.is_grad_enabled() or gathering.is_resting:
+                return None
+            kept = output if layer.reads_output else _only_input(layer, args, kwargs)
+            if not isinstance(output, Tensor):
+                raise Unseen(layer.name, "returns more than one tensor")
+            shared = gathering.register(layer, kept) if self._recording else None
+            tapped = _Tap.apply(output, kept.detach(), self._anchor, gathering, layer, shared)
+            # Some tuners add to their base layer's output in place, which no view allows.
+            return tapped.clone() if layer.name.endswith(".base_layer") else tapped
 
-    def _emit(self, layer: TrainableLayer, x: Tensor, g: Tensor) -> None:
-        if len(x) != self._samples:
-            raise GradexError(
-                f"layer {layer.name} sees {len(x)} rows for {self._samples} samples: this model "
-                "mixes samples in one axis, so their gradients cannot be told apart"
+        return hook
+
+
+class _Tap(torch.autograd.Function):
+    """Passes an output on; on the way back its gradient goes to the gathering.
+
+    The kept tensor lies with autograd, so that gradient checkpointing can drop and remake it.
+    `anchor` needs a gradient, and so does the output from here on: no weight has to.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        kept: Tensor,
+        anchor: Tensor,
+        gathering: Gathering,
+        layer: Layer,
+        shared: SharedInput | None,
+    ) -> Tensor:
+        ctx.call = gathering, layer, shared
+        ctx.save_for_backward(kept)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gathering, layer, shared = ctx.call
+        gathering.arrive(layer, ctx.saved_tensors[0], grad, shared)
+        return grad, None, None, None, None, None
+
+
+def _only_input(layer: Layer, args: tuple, kwargs: dict) -> Tensor:
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if not tensors or (layer.alone is not None and (len(tensors) > 1 or len(args) != 1)):
+        raise Unseen(layer.name, f"is called with {len(tensors)} tensors")
+    return tensors[0]
+
+
+def _trains_head(model: nn.Module, layers: list[Layer]) -> bool:
+    """Whether the output embedding holds trained parameters: it must see samples apart then."""
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = bare.get_output_embeddings()
+    inside = {id(module) for module in head.modules()} if head is not None else set()
+    return any(id(layer.module) in inside for layer in layers)
+
+
+class LoopPass:
+    """The same by one forward and backward a sample and objective: exact for any model."""
+
+    def __init__(self, model: nn.Module, family: Family):
+        self.model, self.family = model, family
+        self.slots = trainable_slots(model)
+
+    @contextmanager
+    def hooked(self) -> Iterator["LoopPass"]:
+        yield self
+
+    def run(self, batch: Batch, consumers: dict[Objective, Consumer]) -> tuple[Objectives, Tensor]:
+        parts = [self._run_one(batch, consumers, at) for at in range(len(batch["input_ids"]))]
+        values = {name: torch.cat([one[name] for one, _ in parts]) for name in parts[0][0]}
+        return values, torch.cat([counts for _, counts in parts])
+
+    def _run_one(
+        self, batch: Batch, consumers: dict[Objective, Consumer], at: int
+    ) -> tuple[Objectives, Tensor]:
+        sample = slice(at, at + 1)
+        one = {name: tensor[sample] for name, tensor in batch.items()}
+        values, counts = sample_objectives(self.model, one, self.family)
+        last = list(consumers)[-1]
+        for objective, consume in consumers.items():
+            gradients = torch.autograd.grad(
+                values[objective].sum(),
+                [slot.parameter for slot in self.slots],
+                retain_graph=objective != last,
+                materialize_grads=True,
+                allow_unused=True,
             )
-        if layer.name in self._seen:
-            raise GradexError(
-                f"layer {layer.name} runs twice a pass: gradients of shared layers are not told "
-                "apart here"
-            )
-        self._seen.add(layer.name)
-        assert self._consume is not None
-        self._consume(_linear_gradient(layer, x, g), layer.offset)
+            for slot, gradient in zip(self.slots, gradients, strict=True):
+                consume(gradient.reshape(1, -1).float(), slot.offset, sample)
+        return {name: value.detach() for name, value in values.items()}, counts
+
+    def slow_layers(self) -> dict[str, str]:
+        return {"(all)": "one backward a sample"}
 
 
-def _linear_gradient(layer: TrainableLayer, x: Tensor, g: Tensor) -> Float[Tensor, "sample param"]:
-    x = x.reshape(len(x), -1, x.shape[-1]).float()
-    g = g.reshape(len(g), -1, g.shape[-1]).float()
-    weight = torch.bmm(g.transpose(1, 2), x).flatten(1)
-    return torch.cat([weight, g.sum(1)], dim=1) if layer.has_bias else weight
+Pass = GradientPass | LoopPass
 
 
-def _require_grad(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return output if output.requires_grad else output.requires_grad_(True)
+def make_pass(model: nn.Module, family: Family, probe: Batch) -> Pass:
+    """The fused pass where it is exact on the probe, otherwise the loop, said once."""
+    reason = loop_reason(model)
+    if reason is None:
+        try:
+            return _audited(GradientPass(model, family), probe)
+        except Unseen as unseen:
+            reason = str(unseen)
+    say_once(f"gradients by one backward a sample, which is slow: {reason}", level=logging.WARNING)
+    return LoopPass(model, family)
+
+
+def _audited(gradients: GradientPass, probe: Batch) -> GradientPass:
+    """Per-sample gradients must add up to the batch's: autograd is asked for that once."""
+    found = _collected(gradients, probe, "loss").sum(0)
+    values, _ = sample_objectives(gradients.model, probe, gradients.family)
+    wanted = torch.autograd.grad(
+        values["loss"].sum(),
+        [slot.parameter for slot in gradients.slots],
+        materialize_grads=True,
+        allow_unused=True,
+    )
+    is_half = any(parameter.dtype != torch.float32 for parameter in gradients.model.parameters())
+    tolerance, least = (5e-2 if is_half else 1e-3), 1e-5 * found.norm()
+    for slot, whole in zip(gradients.slots, wanted, strict=True):
+        part = found[slot.offset : slot.offset + slot.size]
+        whole = whole.flatten().float().cpu()
+        if (part - whole).norm() > tolerance * whole.norm() + least:
+            raise Unseen(slot.layer_name, f"uses {slot.key} where no hook sees it")
+    for name, way in gradients.slow_layers().items():
+        say_once(f"no formula for {name}: its gradients are taken by {way}, which is slower")
+    return gradients
 
 
 def per_sample_gradients(
     model: nn.Module, batch: Batch, *, family: Family = "causal", differentiate: Objective = "loss"
 ) -> Float[Tensor, "sample param"]:
     """The whole gradient of every sample, unsketched: for tests and small models."""
-    gradients = GradientPass(model, family)
-    out = torch.zeros(len(batch["input_ids"]), param_count(gradients.layers))
+    return _collected(make_pass(model, family, batch), batch, differentiate)
 
-    def keep(layer_gradient: Float[Tensor, "sample param"], offset: int) -> None:
-        out[:, offset : offset + layer_gradient.shape[1]] += layer_gradient.cpu()
+
+def _collected(gradients: Pass, batch: Batch, objective: Objective) -> Tensor:
+    out = torch.zeros(len(batch["input_ids"]), param_count(gradients.slots))
+
+    def keep(part: Float[Tensor, "sample param"], offset: int, samples: slice) -> None:
+        out[samples, offset : offset + part.shape[1]] = part.cpu()
 
     with gradients.hooked():
-        gradients.run(batch, {differentiate: keep})
+        gradients.run(batch, {objective: keep})
     return out

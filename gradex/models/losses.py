@@ -1,13 +1,15 @@
-"""Loss and margin of every sample, exact and in float32.
+"""Loss and margin of every sample, exact and in float32, with the LM head on label tokens only.
 
 Per label token the margin is m = z_y - logsumexp(z_others), so that -log p = softplus(-m); a
 sample's loss is the mean of its label tokens' -log p, its margin the mean of their m.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -20,40 +22,121 @@ def margins(
     logits: Float[Tensor, "*token vocab"], labels: Int[Tensor, "*token"]
 ) -> Float[Tensor, "*token"]:
     """z_y - logsumexp of the other logits; finite for any finite logits, no clipping."""
-    logits = logits.float()
-    chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    others = logits.scatter(-1, labels.unsqueeze(-1), float("-inf"))
-    return chosen - others.logsumexp(-1)
+    return _Margins.apply(logits, labels)
+
+
+class _Margins(torch.autograd.Function):
+    """The margin and its closed-form gradient, which passes over the logits once.
+
+    dm/dz_y = 1 and dm/dz_j = -softmax(z_others)_j.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        others = logits.to(torch.float32, copy=True)
+        index = labels.unsqueeze(-1)
+        chosen = others.gather(-1, index)
+        others.scatter_(-1, index, float("-inf"))
+        rest = others.logsumexp(-1, keepdim=True)
+        ctx.save_for_backward(others, rest, index)
+        ctx.dtype = logits.dtype
+        return (chosen - rest).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        others, rest, index = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        slope = (others - rest).exp_().mul_(-grad).scatter_(-1, index, grad)
+        return slope.to(ctx.dtype), None
 
 
 def sample_objectives(
-    model: nn.Module, batch: Batch, family: Family
+    model: nn.Module, batch: Batch, family: Family, *, by_sample: bool = False
 ) -> tuple[dict[Objective, Float[Tensor, " sample"]], Int[Tensor, " sample"]]:
-    """Mean loss and mean margin of each sample, and its number of label tokens."""
+    """Mean loss and mean margin of each sample, and its number of label tokens.
+
+    The head sees label tokens alone, in one row, or, `by_sample`, in a padded row a sample.
+    """
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     labels = batch["labels"]
     if family == "classifier":
-        labels = labels.unsqueeze(1)
-        logits = model(**inputs).logits.unsqueeze(1)
-    elif family == "seq2seq":
-        # The model shifts the labels itself into the decoder's input.
-        logits = model(**inputs, labels=labels).logits
+        logits = model(**inputs).logits
+        owner = torch.arange(len(labels), device=labels.device)
+        return _mean_over_labels(logits, labels, owner, len(labels))
+    if family == "seq2seq":
+        inputs["decoder_input_ids"] = _bare(model).prepare_decoder_input_ids_from_labels(labels)
     else:
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
-        labels = labels[:, 1:]
-    return _mean_over_labels(logits, labels)
+        # The token at one place is predicted from what the model makes of the one before it.
+        labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
+        inputs["use_cache"] = False
+    learned = labels != IGNORED
+    places = _label_places(learned, by_sample)
+    with _head_on(_bare(model), learned, places.index) as shown:
+        logits = model(**inputs).logits
+    logits = logits[places.real] if shown else logits[:, -learned.shape[1] :][learned]
+    return _mean_over_labels(logits, labels[learned], learned.nonzero()[:, 0], len(labels))
+
+
+def _bare(model: nn.Module) -> Any:
+    """The transformers model below an adapter's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class _Places(NamedTuple):
+    """Where the label tokens are in the flattened batch, and which of them are no padding."""
+
+    index: Int[Tensor, "..."]
+    real: Bool[Tensor, "..."]
+
+
+def _label_places(learned: Bool[Tensor, "sample token"], by_sample: bool) -> _Places:
+    if not by_sample:
+        index = learned.flatten().nonzero()[:, 0]
+        return _Places(index, torch.ones_like(index, dtype=torch.bool))
+    width = int(learned.sum(1).max())
+    # A stable sort brings each row's label places to its front, in their order.
+    order = (~learned).int().argsort(dim=1, stable=True)[:, :width]
+    start = torch.arange(len(learned), device=learned.device)[:, None] * learned.shape[1]
+    return _Places(order + start, learned.gather(1, order))
+
+
+@contextmanager
+def _head_on(
+    model: Any, learned: Bool[Tensor, "sample token"], index: Int[Tensor, "..."]
+) -> Iterator[list[bool]]:
+    """Show the output embedding what predicts a label, alone: logits are most of a small model's
+    work, and labels are often a small part of the tokens. The list stays empty where it is not
+    known which of its inputs these are."""
+    shown: list[bool] = []
+
+    def choose(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        hidden, *rest = args
+        if hidden.shape[:-1] != learned.shape:  # virtual tokens before the row, say
+            return None
+        shown.append(True)
+        chosen = hidden.flatten(0, 1).index_select(0, index.flatten())
+        return chosen.view(*index.shape, -1), *rest
+
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(choose) if head is not None else None
+    try:
+        yield shown
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def _mean_over_labels(
-    logits: Float[Tensor, "sample token vocab"], labels: Int[Tensor, "sample token"]
+    logits: Float[Tensor, "label vocab"],
+    labels: Int[Tensor, " label"],
+    owner: Int[Tensor, " label"],
+    samples: int,
 ) -> tuple[dict[Objective, Float[Tensor, " sample"]], Int[Tensor, " sample"]]:
-    learned = labels != IGNORED
-    counts = learned.sum(1)
-    token_margins = margins(logits[learned], labels[learned])
-    owner = learned.nonzero()[:, 0]
+    token_margins = margins(logits, labels)
+    counts = owner.bincount(minlength=samples)
 
     def mean(values: Float[Tensor, " label"]) -> Float[Tensor, " sample"]:
-        sums = torch.zeros(len(labels), dtype=values.dtype, device=values.device)
+        sums = torch.zeros(samples, dtype=values.dtype, device=values.device)
         return sums.index_add(0, owner, values) / counts
 
     return {"loss": mean(softplus(-token_margins)), "margin": mean(token_margins)}, counts
