@@ -206,7 +206,7 @@ def with_defaults(config: ConfigT, defaults: dict[str, Any]) -> ConfigT:
 
 def main(stage: Callable[[Any], Path], config_class: type, argv: Sequence[str] | None = None):
     """Run a stage from the command line: exit code 0, 2 for a user's mistake, 130 for Ctrl-C."""
-    _be_quiet()
+    be_quiet()
     try:
         config = parse(config_class, sys.argv[1:] if argv is None else argv, stage=stage.__name__)
         print(stage(config))
@@ -225,11 +225,11 @@ def main(stage: Callable[[Any], Path], config_class: type, argv: Sequence[str] |
     return 0
 
 
-def _be_quiet() -> None:
-    """Our own log lines on stderr, without the libraries' chatter."""
+def be_quiet(level: int = logging.INFO) -> None:
+    """Our own log lines from `level` on stderr, without the libraries' chatter."""
     from transformers.utils import logging as transformers_logging
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()

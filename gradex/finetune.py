@@ -16,6 +16,7 @@ from gradex.config import main, option, with_defaults
 from gradex.data.sources import Sources
 from gradex.data.tokens import Family
 from gradex.errors import unknown
+from gradex.models.encoding import on_best_device
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
 from gradex.reporting.outcomes import outcome
@@ -24,7 +25,6 @@ from gradex.training.fit import fit
 from gradex.training.prepare import (
     load_base_and_encoder,
     load_data,
-    on_best_device,
     require_same_data,
     test_scores,
     training_examples,

@@ -16,6 +16,7 @@ def progress(name: str, total: int, *, unit: str, initial: int = 0, show: bool =
         total=total,
         initial=initial,
         unit=unit,
+        unit_scale=unit == "token",  # they come in thousands
         leave=None,
         delay=1,
         mininterval=0.2 if sys.stderr.isatty() else 10.0,

@@ -1,13 +1,16 @@
 """One sketched gradient per row at the meta adapter, kept in a gradient store.
 
     python -m gradex.project --project_dim 100
-    python -m gradex.project --meta_dir runs/meta_train/... --project_dim 512 --dtype float32
+    python -m gradex.project --meta_dir runs/meta_train/... --project_dim 512 --num_workers 4
+    python -m gradex.project --append --more_tasks new/rows.jsonl
 
 The store is named after its content, so the same command finds its own store again: shards that
-are complete stay, missing ones are made.
+are complete stay, missing ones are made. `--append` takes rows and sources that came after the
+meta-training into the newest store, or that of `--output_dir`, and touches nothing else.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,176 +18,310 @@ from typing import Any, Literal
 
 from gradex import runs
 from gradex.adapters import spec as adapters
-from gradex.arguments import (
-    TrustArguments,
-    keep,
-    record_of,
-    recorded_settings,
+from gradex.arguments import TrustArguments, keep, record_of, recorded_settings
+from gradex.config import (
+    main,
+    option,
+    require_not_negative,
+    require_positive,
+    with_defaults,
 )
-from gradex.config import main, option, require_not_negative, require_positive
-from gradex.data.formats import Row
 from gradex.data.sources import Sources
-from gradex.data.tokens import Encoder
-from gradex.gradients.collect import Collector
-from gradex.gradients.projectors import Projector, make_projector
-from gradex.gradients.shards import ShardPath, is_complete, rows_hash, write_shard
-from gradex.gradients.store import GradientStore, Side, fingerprint
+from gradex.data.tokens import Encoder, encode_all, guess_lengths
+from gradex.engines import run_local
+from gradex.errors import GradexError
+from gradex.gradients import precondition
+from gradex.gradients.budget import fitting_tokens
+from gradex.gradients.per_sample import Pass
+from gradex.gradients.plan import ShardSpec, plan_shards, require_only_added
+from gradex.gradients.projectors import best_projector, make_projector
+from gradex.gradients.store import GradientStore, fingerprint, open_store
+from gradex.gradients.worker import Ground, Sketching, StartWorker, probe_rows
 from gradex.models import load as models
 from gradex.models.load import Base
 from gradex.progress import progress
 from gradex.records import read_json, require_shape, write_json
-from gradex.training.prepare import (
-    load_base_and_encoder,
-    load_data,
-    on_best_device,
-    require_same_data,
-)
+from gradex.training.prepare import class_names, load_data, require_same_data
 from gradex.training.recipe import base_spec
 
 GRADIENTS = Path("gradients")
 SHARD_ROWS = 512
 log = logging.getLogger(__name__)
+# What a store is made with where nothing else is said; --append takes the store's own.
+DEFAULTS: dict[str, Any] = {
+    "project_dim": 100,
+    "projector": "auto",
+    "precondition": "none",
+    "dtype": "float16",
+    "differentiate": "loss",
+    "tokens_per_batch": "4096",
+    "seed": 0,
+}
 
 
 @dataclass(frozen=True)
 class Config(TrustArguments):
     meta_dir: str | None = option(None, "a run of meta_train; default: the newest")
-    project_dim: int = option(100, "dimensions of a sketch")
-    projector: str = option("sjlt", "the random projection: sjlt")
-    dtype: Literal["float16", "float32"] = option(
-        "float16", "numbers on disk: float16 with a scale a row, or float32"
+    project_dim: int | None = option(None, "dimensions of a sketch; default: 100")
+    projector: Literal["auto", "sjlt", "rademacher", "rademacher_fastjl"] | None = option(
+        None, "the random projection; default: auto, trak's kernel (rademacher_fastjl) on a GPU "
+        "where it passes a self-test, else sjlt"
+    )  # fmt: skip
+    precondition: Literal["none", "adam"] | None = option(
+        None, "divide each parameter's gradient by (mean g^2)^(1/4) first; default: none"
     )
-    differentiate: Literal["loss", "margin", "both"] = option(
-        "loss", "whose gradients: a row's mean loss, its mean margin, or both"
+    dtype: Literal["float16", "float32", "int8"] | None = option(
+        None, "numbers on disk, float16 and int8 with a scale a row; default: float16"
     )
-    tokens_per_batch: int = option(4096, "padded tokens a batch")
-    seed: int = option(0, "seed of the projection")
-    output_dir: str | None = option(None, "the store's folder; default: gradients/FINGERPRINT")
+    differentiate: Literal["loss", "margin", "both"] | None = option(
+        None, "whose gradients: a row's mean loss, its mean margin, or both; default: loss"
+    )
+    tokens_per_batch: str | None = option(
+        None, "padded tokens a batch, or auto: as free memory allows; default: 4096"
+    )
+    seed: int | None = option(None, "seed of the projection; default: 0")
+    num_workers: int = option(1, "processes, with one thread and one model each; same bytes")
+    max_bad_rows: float = option(
+        0.001, "share of rows whose loss or gradient may be not finite; above it the run fails"
+    )
+    append: bool = option(False, "add what the tasks have gained to an existing store")
+    more_tasks: list[str] | None = option(
+        None, "with --append: task files to take in, besides those of the meta-training"
+    )
+    output_dir: str | None = option(
+        None, "the store's folder; default: gradients/FINGERPRINT, with --append the newest store"
+    )
 
     def __post_init__(self):
-        require_positive(self, "project_dim", "tokens_per_batch")
-        require_not_negative(self, "seed")
+        require_positive(self, "project_dim", "num_workers")
+        require_not_negative(self, "seed", "max_bad_rows")
+        _require_budget(self.tokens_per_batch)
+        if self.more_tasks and not self.append:
+            raise GradexError(
+                "--more_tasks: a new store has the tasks of its meta-training; others join an "
+                "existing store with --append"
+            )
 
 
-@dataclass(frozen=True)
-class ShardSpec:
-    """One shard to make: its place, its rows and their splits."""
-
-    path: ShardPath
-    rows: Sequence[Row]
-    splits: Sequence[str]
-
-    @property
-    def key(self) -> str:
-        return rows_hash([row.id for row in self.rows], self.splits)
+def _require_budget(text: str | None) -> None:
+    if text not in (None, "auto") and not (text.isdecimal() and int(text) > 0):
+        raise GradexError(f"--tokens_per_batch: found {text}, expected a number above 0, or auto")
 
 
 def project(config: Config) -> Path:
     """Returns the store's folder; the run folder beside it says how it was made."""
     meta_dir = Path(config.meta_dir) if config.meta_dir else runs.newest("meta_train")
+    config = replace(config, meta_dir=str(meta_dir))
     record = record_of(runs.read_config(meta_dir, "meta_train"))
     meta = recorded_settings(record, where=f"{meta_dir}/config.yaml")
+    grown = open_store(config.output_dir) if config.append else None
+    if grown is not None:
+        meta = _with_more_tasks(grown, config)
+        config = with_defaults(config, _settings_of(grown))
+    config = with_defaults(config, DEFAULTS)
     meta |= keep(asdict(config), TrustArguments)
-    config = replace(config, meta_dir=str(meta_dir))
     with runs.start("project", config) as run:
-        path = _project(config, meta, meta_dir)
-        write_json(run.part / "store.json", {"store": str(path)})
-    return path
-
-
-def _project(config: Config, meta: dict[str, Any], meta_dir: Path) -> Path:
-    sources = load_data(meta)
-    require_same_data(sources, _recorded_hashes(meta_dir), where=str(meta_dir))
-    base, encoder = load_base_and_encoder(base_spec(meta), sources, max_length=meta["max_length"])
-    base = on_best_device(base)
-    projector = make_projector(config.projector, config.project_dim, seed=config.seed)
-    space = _space(config, meta, base, encoder, projector)
-    store = _create(config, space, meta)
-    collector = Collector(
-        adapters.load(base, meta_dir / "adapter"),
-        encoder,
-        projector,
-        config.differentiate,
-        config.dtype,
-        config.tokens_per_batch,
-    )
-    with runs.locked(store.path):
-        _make_shards(collector, _plan(store, sources))
+        store = _project(config, meta, grown)
+        write_json(run.part / "store.json", {"store": str(store.path)})
     return store.path
 
 
-def _recorded_hashes(meta_dir: Path) -> dict[str, str]:
-    """Source -> hash of its rows, as the meta-training saw them."""
+def _with_more_tasks(store: GradientStore, config: Config) -> dict[str, Any]:
+    meta = store.recorded_settings()
+    more = [place for place in config.more_tasks or () if place not in meta["tasks"]]
+    return meta | {"tasks": [*meta["tasks"], *more]}
+
+
+def _settings_of(store: GradientStore) -> dict[str, Any]:
+    """The flags that a store was made with."""
+    found = {key: store.space.get(key) for key in DEFAULTS}
+    precondition = str(found["precondition"]).split()[0]
+    budget = str(found["tokens_per_batch"])
+    return found | {"precondition": precondition, "tokens_per_batch": budget}
+
+
+def _project(config: Config, meta: dict[str, Any], grown: GradientStore | None) -> GradientStore:
+    meta_dir = Path(str(config.meta_dir))
+    sources = load_data(meta)
+    seen = _rows_seen(meta_dir)
+    if grown is None:
+        require_same_data(sources, seen.hashes, where=str(meta_dir))
+    else:
+        require_only_added(grown, sources)
+    ground = _ground(meta, meta_dir, sources, seen)
+    base, gradients, encoder = ground.load()
+    space = _space(config, meta, base, encoder)
+    origin = record_of(meta)
+    store = grown or _open(config, space, origin)
+    if store is None:
+        store = _create(config, space, origin, sources, gradients, encoder)
+    store.require_same_space(_settled(space, store), other="this run")
+    with runs.locked(store.path):
+        if grown is None:
+            store.require_same_origin(origin)
+        todo = plan_shards(store, sources)
+        store.save_origin(origin)
+        _make_shards(config, store, todo, ground, gradients, encoder)
+    _require_few_bad_rows(store, config.max_bad_rows)
+    return store
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The rows that the meta-training saw: a hash for each source, and all their ids."""
+
+    hashes: dict[str, str]
+    ids: frozenset[str]
+
+
+def _rows_seen(meta_dir: Path) -> _Seen:
     file, what = meta_dir / "sources.json", "the sources of a run of meta_train"
     records = read_json(file, what, {"sources": dict})["sources"]
     for name, record in records.items():
-        require_shape(record, {"data_hash": str}, where=f"{file}: {name}", what=what)
-    return {name: record["data_hash"] for name, record in records.items()}
+        shape = {"data_hash": str, "splits": dict}
+        require_shape(record, shape, where=f"{file}: {name}", what=what)
+    ids = (row for record in records.values() for part in record["splits"].values() for row in part)
+    return _Seen({name: r["data_hash"] for name, r in records.items()}, frozenset(ids))
 
 
-def _space(
-    config: Config, meta: dict[str, Any], base: Base, encoder: Encoder, projector: Projector
-) -> dict[str, Any]:
-    """Everything two gradients must share to be compared."""
+def _ground(meta: dict[str, Any], meta_dir: Path, sources: Sources, seen: _Seen) -> Ground:
+    """A classifier's classes are those that it was trained with, whatever was appended."""
+    rows = [row for name in sources.trainable for row in sources[name].rows["train"]]
+    return Ground(
+        base_spec(meta),
+        tuple(class_names(sources, among=seen.ids)),
+        meta["max_length"],
+        meta_dir / "adapter",
+        probe_rows(rows),
+    )
+
+
+def _space(config: Config, meta: dict[str, Any], base: Base, encoder: Encoder) -> dict[str, Any]:
+    """Everything two gradients must share to be compared; `auto` and `adam` are still open."""
+    kind = best_projector() if config.projector == "auto" else str(config.projector)
+    projector = make_projector(kind, int(config.project_dim or 0), seed=int(config.seed or 0))
+    budget = str(config.tokens_per_batch)
     return {
         **models.fingerprint(base_spec(meta), base),
-        "adapter": adapters.fingerprint(Path(config.meta_dir) / "adapter"),
+        "adapter": adapters.fingerprint(Path(str(config.meta_dir)) / "adapter"),
         "template": encoder.template,
         "max_length": encoder.max_length,
         "differentiate": config.differentiate,
-        "projector": projector.fingerprint,
+        "projector": kind,
+        "projection": projector.fingerprint,
         "project_dim": projector.dim,
-        "precondition": "none",
+        "seed": config.seed,
+        "precondition": config.precondition,
         "dtype": config.dtype,
-        "tokens_per_batch": config.tokens_per_batch,
+        "tokens_per_batch": budget if budget == "auto" else int(budget),
     }
 
 
-def _create(config: Config, space: dict[str, Any], meta: dict[str, Any]) -> GradientStore:
-    origin = record_of(meta)
+def _open(config: Config, space: dict[str, Any], origin: dict[str, Any]) -> GradientStore | None:
+    path = _path(config, space, origin)
+    return GradientStore.open(path) if GradientStore.exists(path) else None
+
+
+def _path(config: Config, space: dict[str, Any], origin: dict[str, Any]) -> Path:
     name = fingerprint({"space": space, "origin": origin})[:12]
-    path = Path(config.output_dir) if config.output_dir else GRADIENTS / name
-    return GradientStore.create(path, space, origin=origin, shard_rows=SHARD_ROWS)
+    return Path(config.output_dir) if config.output_dir else GRADIENTS / name
 
 
-def _plan(store: GradientStore, sources: Sources) -> list[ShardSpec]:
-    """Enter every source and target into the plan; the shards that are not there yet."""
-    specs: list[ShardSpec] = []
-    store.clear_plan()
-    for side, names in (("train", sources.trainable), ("target", sources.targets)):
+def _settled(space: dict[str, Any], store: GradientStore) -> dict[str, Any]:
+    """The space with what was open as the store has it: a budget, a preconditioner."""
+    mine = dict(space)
+    if mine["tokens_per_batch"] == "auto":
+        mine["tokens_per_batch"] = store.space["tokens_per_batch"]
+    if mine["precondition"] == "adam" and store.space["precondition"].startswith("adam "):
+        mine["precondition"] = store.space["precondition"]
+    return mine
+
+
+def _create(
+    config: Config,
+    space: dict[str, Any],
+    origin: dict[str, Any],
+    sources: Sources,
+    gradients: Pass,
+    encoder: Encoder,
+) -> GradientStore:
+    """A new store: what is open is settled here, once."""
+    path, space, divisor = _path(config, space, origin), dict(space), None
+    rows = precondition.some_rows(sources)
+    if space["tokens_per_batch"] == "auto":
+        examples = sorted(encode_all(encoder, rows)[0], key=lambda e: -e.length)[:4]
+        space["tokens_per_batch"] = fitting_tokens(
+            gradients, encoder, examples, num_workers=config.num_workers
+        )
+        log.info("tokens_per_batch: %d, from the free memory", space["tokens_per_batch"])
+    if space["precondition"] == "adam":
+        budget = space["tokens_per_batch"]
+        divisor = precondition.adam_divisor(gradients, encoder, rows, tokens_per_batch=budget)
+        space["precondition"] = f"adam {precondition.digest(divisor)}"
+    return GradientStore.create(
+        path,
+        space,
+        origin=origin,
+        shard_rows=SHARD_ROWS,
+        slow_layers=gradients.slow_layers(),
+        precondition=divisor,
+    )
+
+
+def _make_shards(
+    config: Config,
+    store: GradientStore,
+    todo: Sequence[ShardSpec],
+    ground: Ground,
+    gradients: Pass,
+    encoder: Encoder,
+) -> None:
+    space = store.space
+    sketching = Sketching(
+        space["projector"],
+        store.dim,
+        space["seed"],
+        space["differentiate"],
+        space["dtype"],
+        space["tokens_per_batch"],
+    )
+    start = StartWorker(ground, sketching, store.precondition, runs.versions())
+    here = start.work_with(gradients, encoder) if config.num_workers == 1 else None
+    guesses = {spec.path: sum(guess_lengths(encoder, spec.rows)) for spec in todo}
+    with progress("gradients", sum(guesses.values()), unit="token") as bar:
+
+        def advance(name: str, tokens: int) -> None:
+            bar.set_postfix_str(name, refresh=False)
+            bar.update(tokens)
+
+        reports = run_local(
+            todo,
+            (lambda index: here) if here is not None else start,
+            num_workers=config.num_workers,
+            advance=advance,
+        )
+        for report in reports:
+            bar.total += report.tokens - guesses[report.spec.path]
+
+
+def _require_few_bad_rows(store: GradientStore, limit: float) -> None:
+    """Say what has no gradient, from the receipts; fail where it is too much."""
+    rows, left_out, bad = 0, Counter(), {}
+    for side, names in (("train", store.sources), ("target", store.targets)):
         for name in names:
-            specs += _shard_specs(store, sources, side, name)
-    store.save_plan()
-    todo = [spec for spec in specs if not is_complete(spec.path, spec.key)]
-    if len(todo) < len(specs):
-        log.info("%s: %d of %d shards are there", store.path, len(specs) - len(todo), len(specs))
-    return todo
-
-
-def _shard_specs(store: GradientStore, sources: Sources, side: Side, name: str) -> list[ShardSpec]:
-    parts = ("train",) if side == "train" else ("select", "test")
-    rows = [(row, part) for part in parts for row in sources[name].rows[part]]
-    paths = store.enter(side, name, rows=len(rows), data_hash=sources[name].data_hash)
-    size = store.shard_rows
-    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return [
-        ShardSpec(path, [row for row, _ in chunk], [part for _, part in chunk])
-        for path, chunk in zip(paths, chunks, strict=True)
-    ]
-
-
-def _make_shards(collector: Collector, todo: Sequence[ShardSpec]) -> None:
-    versions = runs.versions()
-    bad_rows = 0
-    rows = sum(len(spec.rows) for spec in todo)
-    with progress("gradients", rows, unit="row") as bar:
-        for spec in todo:
-            parts, bad = collector.collect(spec.rows, spec.splits)
-            write_shard(spec.path, parts, bad=bad, versions=versions)
-            bad_rows += len(bad)
-            bar.update(len(spec.rows))
-    if bad_rows:
-        log.warning("%d rows have no gradient; the shards' receipts say why", bad_rows)
+            for receipt in store.receipts(side, name):
+                rows += receipt["rows"]
+                left_out.update(receipt["left_out"].values())
+                bad |= {(name, row): reason for row, reason in receipt["bad"].items()}
+    for reason, count in left_out.items():
+        log.warning("%d rows left out: %s", count, reason)
+    for (name, row), reason in list(bad.items())[:5]:
+        log.warning("row %s of %s: %s", row, name, reason)
+    if len(bad) > limit * rows:
+        raise GradexError(
+            f"{len(bad)} of {rows} rows have no finite gradient, more than --max_bad_rows {limit} "
+            "allows; look at those rows and at the meta-training's loss curve, or raise the limit"
+        )
 
 
 if __name__ == "__main__":

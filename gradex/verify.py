@@ -42,13 +42,13 @@ from gradex.errors import GradexError
 from gradex.estimators import make_estimator
 from gradex.estimators.protocol import Estimates
 from gradex.gradients.store import GradientStore, open_store
+from gradex.models.encoding import on_best_device
 from gradex.progress import progress
 from gradex.records import read_json, write_json
 from gradex.training.fit import fit
 from gradex.training.prepare import (
     load_base_and_encoder,
     load_data,
-    on_best_device,
     require_same_data,
     test_scores,
     training_examples,

@@ -9,7 +9,7 @@ import gradex
 from gradex.cli import STAGES
 
 ROOT = Path(gradex.__file__).parent
-GROUND = ["errors", "records", "config", "arguments", "progress", "runs"]
+GROUND = ["errors", "records", "config", "arguments", "progress", "runs", "engines"]
 FLOORS = ["data", "models", "adapters", "gradients", "estimators", "selection", "training"]
 FLOORS += ["reporting"]
 HEIGHT = {name: level for level, name in enumerate([*GROUND, *FLOORS])}

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from gradex.data.subsets import Subset, membership
 from gradex.errors import GradexError, unknown
 from gradex.estimators.protocol import Estimates
+from gradex.gradients.statistics import source_sums
 from gradex.gradients.store import Block, GradientStore
 from gradex.progress import progress
 
@@ -51,12 +52,11 @@ class Linear:
         with progress("statistics", len(self.sources_), unit="source") as bar:
             found = []
             for name in self.sources_:
-                found.append(_sums(store, name))
+                found.append(source_sums(store, name))
                 bar.update()
-        grams, sums, counts = zip(*found, strict=True)
-        self.grams_: Float[np.ndarray, "source dim dim"] = np.stack(grams)
-        self.sums_: Float[np.ndarray, "source dim"] = np.stack(sums)
-        self.counts_: Float[np.ndarray, " source"] = np.array(counts, dtype=np.float64)
+        self.grams_: Float[np.ndarray, "source dim dim"] = np.stack([s.gram for s in found])
+        self.sums_: Float[np.ndarray, "source dim"] = np.stack([s.total for s in found])
+        self.counts_: Float[np.ndarray, " source"] = np.array([float(s.count) for s in found])
         self.tau_ = np.trace(self.grams_.sum(0)) / self.counts_.sum()
         if self.tau_ == 0:
             raise GradexError(f"{store.path}: all gradients are zero; nothing can be estimated")
@@ -94,20 +94,6 @@ class Linear:
         mean = (member @ self.sums_) / n[:, None]
         factor = torch.linalg.cholesky(torch.from_numpy(gram))
         return -torch.cholesky_solve(torch.from_numpy(mean)[..., None], factor)[..., 0].numpy()
-
-
-def _sums(store: GradientStore, name: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """sum g g^T, sum g and the number of rows of a source, rows at unit norm."""
-    gram, total, count = 0.0, 0.0, 0
-    for block in store.blocks("train", name):
-        norm = np.maximum(block.table["grad_norm"].astype(np.float64), np.finfo(np.float32).tiny)
-        unit = block.gradients / norm[:, None]
-        gram = gram + unit.T @ unit
-        total = total + unit.sum(0)
-        count += len(unit)
-    if count == 0:
-        raise GradexError(f"{store.path}: source '{name}' has no good row; select without it")
-    return np.asarray(gram), np.asarray(total), count
 
 
 def _target(block: Block) -> tuple[float, Float[np.ndarray, " dim"]]:

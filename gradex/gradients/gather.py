@@ -22,10 +22,11 @@ ALL = slice(None)
 
 
 class Unseen(GradexError):
-    """A layer whose samples cannot be told apart from outside; it is named."""
+    """A layer whose samples cannot be told apart from outside."""
 
-    def __init__(self, layer: str, why: str):
-        super().__init__(f"layer {layer} {why}, so its samples' gradients cannot be told apart")
+
+def unseen(layer: str, why: str) -> Unseen:
+    return Unseen(f"layer {layer} {why}, so its samples' gradients cannot be told apart")
 
 
 @dataclass(eq=False)
@@ -67,7 +68,7 @@ class Gathering:
     def arrive(self, layer: Layer, kept: Tensor, grad: Tensor, shared: SharedInput | None) -> None:
         """A gradient at a layer's output, with the tensor that was kept of the same call."""
         if len(kept) != self.samples or len(grad) != self.samples:
-            raise Unseen(layer.name, f"sees {len(kept)} rows for {self.samples} samples")
+            raise unseen(layer.name, f"sees {len(kept)} rows for {self.samples} samples")
         if layer.alone is not None:
             self.is_resting = True
             found = layer.alone(layer.module, kept, grad)
@@ -100,7 +101,7 @@ class Gathering:
         """Hand a gradient on, or keep it until that of the layer's last call is there."""
         if self._calls[layer] <= 1:
             if slot in self._seen:
-                raise Unseen(layer.name, "runs more often backward than forward")
+                raise unseen(layer.name, "runs more often backward than forward")
             self._seen.add(slot)
             self._consume(gradient, slot.offset, ALL)
             return

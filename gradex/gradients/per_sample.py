@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradex.data.tokens import Batch, Family
-from gradex.gradients.gather import Consumer, Gathering, SharedInput, Unseen
+from gradex.gradients.gather import Consumer, Gathering, SharedInput, Unseen, unseen
 from gradex.gradients.layers import Layer, layers_of, loop_reason, param_count, trainable_slots
 from gradex.models.losses import Objective, sample_objectives
 from gradex.progress import say_once
@@ -85,7 +85,7 @@ class GradientPass:
                 return None
             kept = output if layer.reads_output else _only_input(layer, args, kwargs)
             if not isinstance(output, Tensor):
-                raise Unseen(layer.name, "returns more than one tensor")
+                raise unseen(layer.name, "returns more than one tensor")
             shared = gathering.register(layer, kept) if self._recording else None
             tapped = _Tap.apply(output, kept.detach(), self._anchor, gathering, layer, shared)
             # Some tuners add to their base layer's output in place, which no view allows.
@@ -125,7 +125,7 @@ class _Tap(torch.autograd.Function):
 def _only_input(layer: Layer, args: tuple, kwargs: dict) -> Tensor:
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if not tensors or (layer.alone is not None and (len(tensors) > 1 or len(args) != 1)):
-        raise Unseen(layer.name, f"is called with {len(tensors)} tensors")
+        raise unseen(layer.name, f"is called with {len(tensors)} tensors")
     return tensors[0]
 
 
@@ -207,7 +207,7 @@ def _audited(gradients: GradientPass, probe: Batch) -> GradientPass:
         part = found[slot.offset : slot.offset + slot.size]
         whole = whole.flatten().float().cpu()
         if (part - whole).norm() > tolerance * whole.norm() + least:
-            raise Unseen(slot.layer_name, f"uses {slot.key} where no hook sees it")
+            raise unseen(slot.layer_name, f"uses {slot.key} where no hook sees it")
     for name, way in gradients.slow_layers().items():
         say_once(f"no formula for {name}: its gradients are taken by {way}, which is slower")
     return gradients

@@ -10,12 +10,12 @@ therefore holds no time and no host: two undisturbed runs leave the same bytes.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from gradex.errors import GradexError
 from gradex.records import read_json, replacing, write_json
@@ -33,8 +33,8 @@ ROW_TYPE = np.dtype(
     ]
 )
 
-STORED_TYPES = (np.dtype("<f2"), np.dtype("<f4"))
-RECEIPT = {"rows": int, "rows_hash": str, "files": dict, "bad": dict}
+STORED_TYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "int8": np.dtype("i1")}
+RECEIPT = {"rows": int, "rows_hash": str, "files": dict, "left_out": dict, "bad": dict}
 
 
 @dataclass(frozen=True)
@@ -52,26 +52,37 @@ class ShardPath:
         return self.file(".json")
 
 
+@dataclass(frozen=True)
+class Faults:
+    """Row id -> reason: rows without a label to learn, and rows whose gradient is not finite."""
+
+    left_out: dict[str, str]
+    bad: dict[str, str]
+
+
 def quantise(
     gradients: Float[np.ndarray, "row dim"], dtype: str
-) -> tuple[Float[np.ndarray, "row dim"], Float[np.ndarray, " row"]]:
+) -> tuple[Shaped[np.ndarray, "row dim"], Float[np.ndarray, " row"]]:
     """Gradients in the store's dtype and the scale a row: stored * scale gives them back.
 
-    Half floats would lose tiny gradients and overflow on large ones, so that each row is divided by
-    its largest entry first.
+    Half floats would lose tiny gradients and overflow on large ones, and bytes hold 255 levels, so
+    that each row is divided by its largest entry first.
     """
     if dtype == "float32":
         return gradients.astype(np.float32), np.ones(len(gradients), np.float32)
     scale = np.abs(gradients).max(axis=1, initial=0).astype(np.float32)
     scale[scale == 0] = 1
-    return (gradients / scale[:, None]).astype(np.float16), scale
+    if dtype == "float16":
+        return (gradients / scale[:, None]).astype(np.float16), scale
+    scale = np.maximum(scale / 127, np.finfo(np.float32).tiny)
+    return np.rint(gradients / scale[:, None]).clip(-127, 127).astype(np.int8), scale
 
 
 def write_shard(
     path: ShardPath,
     parts: dict[str, tuple[np.ndarray, np.ndarray]],
     *,
-    bad: dict[str, str],
+    faults: Faults,
     versions: dict[str, str],
 ) -> dict:
     """Write (gradients, rows) under each name ending ("" or ".margin"), then the receipt."""
@@ -85,8 +96,8 @@ def write_shard(
             files[file.name] = sha256(file)
     rows = parts[""][1]
     key = rows_hash(rows["id"].astype(str).tolist(), rows["split"].astype(str).tolist())
-    receipt = {"rows": len(rows), "rows_hash": key, "files": files, "bad": bad}
-    receipt["versions"] = versions
+    receipt = {"rows": len(rows), "rows_hash": key, "files": files}
+    receipt |= {"left_out": faults.left_out, "bad": faults.bad, "versions": versions}
     write_json(path.receipt, receipt)
     return receipt
 
@@ -97,16 +108,27 @@ def rows_hash(ids: Sequence[str], splits: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def is_complete(path: ShardPath, key: str) -> bool:
-    """Whether the shard holds the rows of `key` and its files have the bytes of the receipt."""
+def why_incomplete(path: ShardPath, key: str) -> str | None:
+    """What keeps a shard from being the rows of `key` as its receipt says, if anything."""
+    if not path.receipt.exists():
+        return "not there yet"
     try:
         receipt = read_receipt(path)
-    except GradexError:
-        return False
+    except GradexError as error:
+        return str(error)
     if receipt["rows_hash"] != key:
-        return False
-    files = [(path.folder / name, digest) for name, digest in receipt["files"].items()]
-    return all(file.exists() and sha256(file) == digest for file, digest in files)
+        return f"{path.receipt}: of other rows"
+    return next(damages(path, receipt), None)
+
+
+def damages(path: ShardPath, receipt: dict) -> Iterator[str]:
+    """The files of a shard that are not as its receipt says."""
+    for name, digest in receipt["files"].items():
+        file = path.folder / Path(name).name
+        if not file.is_file():
+            yield f"{file}: missing"
+        elif sha256(file) != digest:
+            yield f"{file}: its bytes are not those of its receipt"
 
 
 def read_receipt(path: ShardPath) -> dict:
@@ -118,13 +140,13 @@ def read_receipt(path: ShardPath) -> dict:
     return read_json(path.receipt, "a shard's receipt (project redoes a damaged one)", RECEIPT)
 
 
-def read_gradients(file: Path, *, rows: int, dim: int) -> Float[np.ndarray, "row dim"]:
+def read_gradients(file: Path, *, rows: int, dim: int, dtype: str) -> Shaped[np.ndarray, "row dim"]:
     """A shard's gradients as stored, memory-mapped."""
     array = _read_array(file)
-    if array.shape != (rows, dim) or array.dtype not in STORED_TYPES:
+    if array.shape != (rows, dim) or array.dtype != STORED_TYPES[dtype]:
         raise GradexError(
-            f"{file}: found {array.dtype} of shape {array.shape}, expected half or single floats "
-            f"of shape {(rows, dim)}; run project again to redo the shard"
+            f"{file}: found {array.dtype} of shape {array.shape}, expected {dtype} of shape "
+            f"{(rows, dim)}; run project again to redo the shard"
         )
     return array
 

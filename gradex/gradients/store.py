@@ -1,10 +1,12 @@
 """The gradient store: sketched gradients of every row, by source, in one space.
 
     manifest.json        format and the space: model, adapter, tokenizer, projector, dtype, ...
+    precondition.npy     where the space is preconditioned: what each parameter is divided by
     origin.json          base, tasks and recipe that the gradients belong to, for later stages
     plan.json            the sources and targets in order, with their rows, shards and data hash
     train/<source>/      shards of the training rows
     target/<target>/     shards of the select and test rows
+    stats/<key>.npz      sums over the rows of a source (see statistics): derived
 
 Stores of different spaces cannot be compared, so every reader checks the fingerprint of the space.
 """
@@ -17,20 +19,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from gradex.arguments import recorded_settings
 from gradex.data.subsets import check_name, encode_name
 from gradex.errors import GradexError, unknown
-from gradex.gradients.shards import ShardPath, read_gradients, read_receipt, read_table
+from gradex.gradients.shards import (
+    ROW_TYPE,
+    STORED_TYPES,
+    ShardPath,
+    read_gradients,
+    read_receipt,
+    read_table,
+)
 from gradex.models.losses import Objective
-from gradex.records import read_json, require_shape, write_json
+from gradex.records import read_json, replacing, require_shape, write_json
 from gradex.runs import newest
 
-FORMAT = "gradex-store/1"
+FORMAT = "gradex-store/2"
 MANIFEST = {
-    "space": {"project_dim": int, "differentiate": str, "dtype": str},
+    "space": {"project_dim": int, "differentiate": str, "dtype": str, "precondition": str},
     "shard_rows": int,
+    "slow_layers": dict,
 }
 PLAN = {"train": dict, "target": dict}
 ENTRY = {"rows": int, "shards": int, "data_hash": str}
@@ -56,34 +66,45 @@ class GradientStore:
 
     @classmethod
     def create(
-        cls, path: Path, space: dict[str, Any], *, origin: dict[str, Any], shard_rows: int
+        cls,
+        path: Path,
+        space: dict[str, Any],
+        *,
+        origin: dict[str, Any],
+        shard_rows: int,
+        slow_layers: dict[str, str] | None = None,
+        precondition: Float[np.ndarray, " param"] | None = None,
     ) -> "GradientStore":
-        """A store of this space at `path`: a new one, or the one there if it is of this space."""
-        if (path / "manifest.json").exists():
-            store = cls.open(path)
-            store.require_same_space(space, other="this run")
-            if store.origin != origin:
-                raise GradexError(
-                    f"{path}: the store was made from other tasks or another recipe than this "
-                    "meta-training's; name another --output_dir"
-                )
-            return store
-        if path.exists() and any(path.iterdir()):
-            raise GradexError(f"{path}: holds files but no manifest.json; name an empty folder")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise GradexError(f"--output_dir {path}: cannot be made ({error.strerror})") from None
+        """A new and empty store of this space at `path`, which is there when it is whole."""
+        part = path.with_name(path.name + ".part")
         manifest = {
             "format": FORMAT,
             "fingerprint": fingerprint(space),
             "space": space,
             "shard_rows": shard_rows,
+            "slow_layers": slow_layers or {},
         }
-        write_json(path / "origin.json", origin)
-        write_json(path / "plan.json", {"train": {}, "target": {}})
-        write_json(path / "manifest.json", manifest)
+        try:
+            part.mkdir(parents=True, exist_ok=True)
+            write_json(part / "origin.json", origin)
+            write_json(part / "plan.json", {"train": {}, "target": {}})
+            if precondition is not None:
+                with replacing(part / "precondition.npy") as stream:
+                    np.save(stream, precondition.astype(np.float32), allow_pickle=False)
+            write_json(part / "manifest.json", manifest)
+            part.rename(path)  # over an empty folder, if there is one
+        except OSError as error:
+            raise GradexError(f"--output_dir {path}: cannot be made ({error.strerror})") from None
         return cls.open(path)
+
+    @classmethod
+    def exists(cls, path: Path) -> bool:
+        """Whether a store is there; files that are no store are refused."""
+        if (path / "manifest.json").exists():
+            return True
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise GradexError(f"{path}: holds files but no manifest.json; name an empty folder")
+        return False
 
     @classmethod
     def open(cls, path: Path) -> "GradientStore":
@@ -97,6 +118,8 @@ class GradientStore:
                 "anew with project"
             )
         require_shape(manifest, MANIFEST, where=f"{path}/manifest.json", what="a store's manifest")
+        if manifest["space"]["dtype"] not in STORED_TYPES:
+            raise unknown("dtype", manifest["space"]["dtype"], STORED_TYPES, str(path))
         plan = read_json(path / "plan.json", "a gradient store's plan", PLAN)
         for name, entry in [*plan["train"].items(), *plan["target"].items()]:
             check_name(name, f"{path}/plan.json")
@@ -138,6 +161,30 @@ class GradientStore:
                     f"{self.path}: the store was made with {key}={mine}, {other} has {key}="
                     f"{theirs}; gradients of the two cannot be compared, use another store"
                 )
+
+    def require_same_origin(self, origin: dict[str, Any]) -> None:
+        if self.origin != origin:
+            raise GradexError(
+                f"{self.path}: the store was made from other tasks or another recipe than this "
+                "meta-training's; name another --output_dir, or add to the store with --append"
+            )
+
+    def save_origin(self, origin: dict[str, Any]) -> None:
+        write_json(self.path / "origin.json", origin)
+
+    @property
+    def precondition(self) -> Float[np.ndarray, " param"] | None:
+        """What the gradient of each parameter was divided by before the projection."""
+        if self.space["precondition"] == "none":
+            return None
+        file = self.path / "precondition.npy"
+        try:
+            return np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise GradexError(
+                f"{file}: cannot be read ({error}), so that nothing can be added to the store; "
+                "make another one"
+            ) from None
 
     def enter(self, side: Side, name: str, *, rows: int, data_hash: str) -> list[ShardPath]:
         """Put a source or target into the plan; returns its shards, written or not."""
@@ -182,7 +229,7 @@ class GradientStore:
         for shard in self.shards(side, name):
             table = self._table(shard, ending)
             file = shard.file(f"{ending}.npy")
-            stored = read_gradients(file, rows=len(table), dim=self.dim)
+            stored = self._stored(file, rows=len(table))
             keep = table["ok"]
             if split is not None:
                 keep = keep & (table["split"] == split.encode())
@@ -201,19 +248,43 @@ class GradientStore:
         blocks = self.blocks("target", name, objective=objective, split=split)
         return _joined(list(blocks), f"target {name}'s {split} rows")
 
-    def rows(self, ids: Sequence[str], *, objective: Objective = "loss") -> np.ndarray:
-        """The gradients of training rows by id, in the order of the ids."""
-        wanted = {row_id.encode(): position for position, row_id in enumerate(ids)}
+    def rows(
+        self, ids: Sequence[str], *, source: str | None = None, objective: Objective = "loss"
+    ) -> Float[np.ndarray, "row dim"]:
+        """The gradients of training rows by id, in the order of the ids; reads no other row.
+
+        Two sources may hold one row; name the source where that matters.
+        """
+        ending = self._ending(objective)
+        wanted = np.array(ids, dtype=ROW_TYPE["id"])
         out = np.full((len(ids), self.dim), np.nan, dtype=np.float32)
-        for name in self.sources:
-            for block in self.blocks("train", name, objective=objective):
-                for row, row_id in enumerate(block.table["id"]):
-                    if row_id in wanted:
-                        out[wanted[row_id]] = block.gradients[row]
+        for name in self.sources if source is None else [source]:
+            for shard in self.shards("train", name):
+                table = self._table(shard, ending)
+                order = np.argsort(table["id"], kind="stable")
+                at = order[
+                    np.searchsorted(table["id"], wanted, sorter=order).clip(0, len(table) - 1)
+                ]
+                found = (table["id"][at] == wanted) & table["ok"][at]
+                stored = self._stored(shard.file(f"{ending}.npy"), rows=len(table))
+                scale = table["scale"][at[found], None]
+                out[found] = stored[at[found]].astype(np.float32) * scale
         missing = np.isnan(out).any(axis=1)
         if missing.any():
             raise GradexError(f"{self.path}: no good row with id {ids[int(missing.argmax())]}")
         return out
+
+    def products(
+        self,
+        side: Side,
+        name: str,
+        directions: Float[np.ndarray, "dim direction"],
+        *,
+        objective: Objective = "loss",
+    ) -> Float[np.ndarray, "row direction"]:
+        """Good rows times directions, a shard at a time: the store may be larger than memory."""
+        blocks = self.blocks(side, name, objective=objective)
+        return np.concatenate([block.gradients @ directions for block in blocks])
 
     def require_target(self, name: str | None) -> str:
         """The named target, or the first one where none is named."""
@@ -229,6 +300,9 @@ class GradientStore:
                 "source" if side == "train" else "target", name, self.plan[side], str(self.path)
             )
         return self.plan[side][name]
+
+    def _stored(self, file: Path, *, rows: int) -> Shaped[np.ndarray, "row dim"]:
+        return read_gradients(file, rows=rows, dim=self.dim, dtype=self.space["dtype"])
 
     def _ending(self, objective: Objective) -> str:
         kept = self.space["differentiate"]

@@ -1,18 +1,16 @@
 """From the settings of a run to loaded things: sources, base model, encoder, examples."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Container, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from gradex.data.sources import Sources, SplitRule, load_sources
 from gradex.data.tokens import Encoder, Example, encode_all, label_names, log_bad
 from gradex.errors import GradexError
-from gradex.models.load import Base, BaseSpec, label_ids, load_base
+from gradex.models.encoding import load_with_encoder
+from gradex.models.load import Base, BaseSpec
 from gradex.models.scoring import score
-from gradex.progress import say_once
 
 
 def load_data(settings: dict[str, Any]) -> Sources:
@@ -40,24 +38,15 @@ def require_same_data(sources: Sources, recorded: dict[str, str], *, where: str)
 def load_base_and_encoder(
     spec: BaseSpec, sources: Sources, *, max_length: int
 ) -> tuple[Base, Encoder]:
-    """The base model and the encoder that turns rows into its ids."""
-    classes = _class_names(sources)
-    base = load_base(spec, labels=classes)
-    ids: dict[str, int] = {}
-    if base.family == "classifier":
-        if not classes:
-            raise GradexError(
-                f"{spec.path}: a classifier needs labelled rows, with columns `text` and `label`"
-            )
-        ids = label_ids(base.model, classes)
-    encoder = Encoder(base.tokenizer, family=base.family, max_length=max_length, label_ids=ids)
-    say_once(f"{base.family} model {spec.path}: {encoder.describe()}")
-    return base, encoder
+    """The base model and the encoder that turns the sources' rows into its ids."""
+    return load_with_encoder(spec, class_names(sources), max_length=max_length)
 
 
-def _class_names(sources: Sources) -> list[str]:
+def class_names(sources: Sources, *, among: Container[str] | None = None) -> list[str]:
+    """The classes of the labelled rows, where there are any; `among` some ids only."""
     rows = [row for source in sources.values() for split in source.rows.values() for row in split]
-    labelled = [row for row in rows if row.label is not None]
+    known = [row for row in rows if among is None or row.id in among]
+    labelled = [row for row in known if row.label is not None]
     return label_names(labelled) if labelled else []
 
 
@@ -90,10 +79,3 @@ def test_scores(
         for name, source in sources.items()
         if name in targets
     }
-
-
-def on_best_device(base: Base) -> Base:
-    """The base on a GPU where there is one (a quantised base is there already)."""
-    if torch.cuda.is_available() and not hasattr(base.model, "hf_quantizer"):
-        return replace(base, model=base.model.to("cuda"))
-    return base

@@ -6,14 +6,19 @@ import pytest
 from gradex.errors import GradexError
 from gradex.estimators import make_estimator
 from gradex.estimators.linear import Linear
-from gradex.gradients.shards import ROW_TYPE, write_shard
+from gradex.gradients.shards import ROW_TYPE, Faults, write_shard
 from gradex.gradients.store import GradientStore
 
 DIM = 6
 
 
 def store_of(path, sources: dict, targets: dict, *, loss: float = 1.5) -> GradientStore:
-    space = {"project_dim": DIM, "differentiate": "loss", "dtype": "float32"}
+    space = {
+        "project_dim": DIM,
+        "differentiate": "loss",
+        "dtype": "float32",
+        "precondition": "none",
+    }
     store = GradientStore.create(path, space, origin={}, shard_rows=8)
     for side, named in (("train", sources), ("target", targets)):
         for name, gradients in named.items():
@@ -25,7 +30,7 @@ def store_of(path, sources: dict, targets: dict, *, loss: float = 1.5) -> Gradie
             for i, shard in enumerate(store.enter(side, name, rows=len(rows), data_hash="h")):
                 part = slice(8 * i, 8 * i + 8)
                 pair = (gradients[part].astype(np.float32), rows[part])
-                write_shard(shard, {"": pair}, bad={}, versions={})
+                write_shard(shard, {"": pair}, faults=Faults({}, {}), versions={})
     store.save_plan()
     return GradientStore.open(path)
 
