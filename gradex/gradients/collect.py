@@ -43,8 +43,8 @@ class _Sketch:
     def add(self, gradient: Float[Tensor, "sample param"], offset: int, samples: slice) -> None:
         if self.scale is not None:
             gradient = gradient * self.scale[offset : offset + gradient.shape[1]]
-        self.projected[samples] += self.projector.project(gradient, offset=offset)
-        self.squared_norm[samples] += gradient.square().sum(1)
+        self.projector.project(gradient, offset=offset, out=self.projected[samples])
+        self.squared_norm[samples] += torch.linalg.vector_norm(gradient, dim=1).square()
 
 
 @dataclass(frozen=True)

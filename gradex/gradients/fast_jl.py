@@ -38,7 +38,11 @@ class FastJLProjector:
         return f"rademacher-fastjl-1 dim={self.dim} seed={self.seed} tiles={TILES}"
 
     def project(
-        self, gradients: Float[Tensor, "sample param"], *, offset: int = 0
+        self,
+        gradients: Float[Tensor, "sample param"],
+        *,
+        offset: int = 0,
+        out: Float[Tensor, "sample dim"] | None = None,
     ) -> Float[Tensor, "sample dim"]:
         gradients = gradients.float()
         largest = (
@@ -46,7 +50,8 @@ class FastJLProjector:
         )
         columns = -(-self.dim // COLUMNS) * COLUMNS
         unscaled = _kernel(gradients / largest, columns, self._seed_of(offset))[:, : self.dim]
-        return unscaled * largest / self.dim**0.5
+        projected = unscaled * (largest / self.dim**0.5)
+        return projected if out is None else out.add_(projected)
 
     def lift(
         self, sketch: Float[Tensor, " dim"], *, size: int, offset: int = 0

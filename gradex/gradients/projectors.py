@@ -38,9 +38,13 @@ class Projector(Protocol):
         ...
 
     def project(
-        self, gradients: Float[Tensor, "sample param"], *, offset: int = 0
+        self,
+        gradients: Float[Tensor, "sample param"],
+        *,
+        offset: int = 0,
+        out: Float[Tensor, "sample dim"] | None = None,
     ) -> Float[Tensor, "sample dim"]:
-        """The contribution of the parameters from `offset` on."""
+        """The contribution of the parameters from `offset` on, added to `out` where it is given."""
         ...
 
     def lift(
@@ -62,10 +66,14 @@ class SparseProjector:
         return f"sjlt-1 dim={self.dim} seed={self.seed}"
 
     def project(
-        self, gradients: Float[Tensor, "sample param"], *, offset: int = 0
+        self,
+        gradients: Float[Tensor, "sample param"],
+        *,
+        offset: int = 0,
+        out: Float[Tensor, "sample dim"] | None = None,
     ) -> Float[Tensor, "sample dim"]:
         bucket, sign = self._plan(offset, gradients.shape[1], gradients.device)
-        out = torch.zeros(len(gradients), self.dim, device=gradients.device)
+        out = _zeros(gradients, self.dim) if out is None else out
         # Widened first: sums by short integers are eight times slower.
         return out.index_add_(1, bucket.long(), gradients.float() * sign.float())
 
@@ -96,12 +104,17 @@ class DenseProjector:
         return f"rademacher-1 dim={self.dim} seed={self.seed}"
 
     def project(
-        self, gradients: Float[Tensor, "sample param"], *, offset: int = 0
+        self,
+        gradients: Float[Tensor, "sample param"],
+        *,
+        offset: int = 0,
+        out: Float[Tensor, "sample dim"] | None = None,
     ) -> Float[Tensor, "sample dim"]:
-        out = torch.zeros(len(gradients), self.dim, device=gradients.device)
+        out = _zeros(gradients, self.dim) if out is None else out
         for start, signs in self._blocks(offset, gradients.shape[1], gradients.device):
-            out += gradients[:, start : start + len(signs)].float() @ signs
-        return out / self.dim**0.5
+            part = gradients[:, start : start + len(signs)].float()
+            out.addmm_(part, signs, alpha=self.dim**-0.5)
+        return out
 
     def lift(
         self, sketch: Float[Tensor, " dim"], *, size: int, offset: int = 0
@@ -124,6 +137,10 @@ class DenseProjector:
         bits = torch.stack([hash_counter(counter, self.seed + (g << 32)) for g in groups], dim=1)
         octets = bits.view(torch.uint8).long()
         return _byte_signs(device)[octets].flatten(1)[:, : self.dim]
+
+
+def _zeros(gradients: Float[Tensor, "sample param"], dim: int) -> Float[Tensor, "sample dim"]:
+    return torch.zeros(len(gradients), dim, device=gradients.device)
 
 
 @cache

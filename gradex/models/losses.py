@@ -26,7 +26,7 @@ def margins(
 
 
 class _Margins(torch.autograd.Function):
-    """The margin and its closed-form gradient, which passes over the logits once.
+    """The margin and its closed-form gradient: one exponential a logit serves both ways.
 
     dm/dz_y = 1 and dm/dz_j = -softmax(z_others)_j.
     """
@@ -37,17 +37,18 @@ class _Margins(torch.autograd.Function):
         index = labels.unsqueeze(-1)
         chosen = others.gather(-1, index)
         others.scatter_(-1, index, float("-inf"))
-        rest = others.logsumexp(-1, keepdim=True)
-        ctx.save_for_backward(others, rest, index)
+        largest = others.amax(-1, keepdim=True)
+        exponentials = others.sub_(largest).exp_()
+        total = exponentials.sum(-1, keepdim=True)
+        ctx.save_for_backward(exponentials, total, index)
         ctx.dtype = logits.dtype
-        return (chosen - rest).squeeze(-1)
+        return (chosen - largest - total.log()).squeeze(-1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        others, rest, index = ctx.saved_tensors
+        exponentials, total, index = ctx.saved_tensors
         grad = grad.unsqueeze(-1)
-        slope = (others - rest).exp_().mul_(-grad).scatter_(-1, index, grad)
-        return slope.to(ctx.dtype), None
+        return (exponentials * (-grad / total)).scatter_(-1, index, grad).to(ctx.dtype), None
 
 
 def sample_objectives(
@@ -73,7 +74,10 @@ def sample_objectives(
     places = _label_places(learned, by_sample)
     with _head_on(_bare(model), learned, places.index) as shown:
         logits = model(**inputs).logits
-    logits = logits[places.real] if shown else logits[:, -learned.shape[1] :][learned]
+    if not shown:
+        logits = logits[:, -learned.shape[1] :][learned]
+    elif by_sample:
+        logits = logits[places.real]
     return _mean_over_labels(logits, labels[learned], learned.nonzero()[:, 0], len(labels))
 
 

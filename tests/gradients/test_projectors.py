@@ -30,6 +30,9 @@ def test_slices_add_up(kind, dim, params, cut):
     at = int(cut * params)
     parts = projector.project(g[:, :at]) + projector.project(g[:, at:], offset=at)
     torch.testing.assert_close(parts, projector.project(g), rtol=1e-4, atol=1e-5)
+    together = projector.project(g[:, :at])
+    projector.project(g[:, at:], offset=at, out=together)
+    torch.testing.assert_close(together, parts, rtol=1e-4, atol=1e-5)
 
 
 @each_kind
