@@ -27,16 +27,14 @@ from gradex.config import (
     with_defaults,
 )
 from gradex.data.sources import Sources
-from gradex.data.tokens import Encoder, encode_all, guess_lengths
+from gradex.data.tokens import Encoder, guess_lengths
 from gradex.engines import run_local
 from gradex.errors import GradexError
-from gradex.gradients import precondition
-from gradex.gradients.budget import fitting_tokens
 from gradex.gradients.per_sample import Pass
 from gradex.gradients.plan import ShardSpec, plan_shards, require_only_added
-from gradex.gradients.projectors import best_projector, make_projector
+from gradex.gradients.sketching import Sketching
 from gradex.gradients.store import GradientStore, fingerprint, open_store
-from gradex.gradients.worker import Ground, Sketching, StartWorker, probe_rows
+from gradex.gradients.worker import Ground, StartWorker, probe_rows
 from gradex.models import load as models
 from gradex.models.load import Base
 from gradex.progress import progress
@@ -134,10 +132,9 @@ def _with_more_tasks(store: GradientStore, config: Config) -> dict[str, Any]:
 
 def _settings_of(store: GradientStore) -> dict[str, Any]:
     """The flags that a store was made with."""
-    found = {key: store.space.get(key) for key in DEFAULTS}
-    precondition = str(found["precondition"]).split()[0]
-    budget = str(found["tokens_per_batch"])
-    return found | {"precondition": precondition, "tokens_per_batch": budget}
+    kept = {key: store.space[key] for key in DEFAULTS}
+    kind = str(kept["precondition"]).split()[0]
+    return kept | {"precondition": kind, "tokens_per_batch": str(kept["tokens_per_batch"])}
 
 
 def _project(config: Config, meta: dict[str, Any], grown: GradientStore | None) -> GradientStore:
@@ -150,18 +147,31 @@ def _project(config: Config, meta: dict[str, Any], grown: GradientStore | None) 
         require_only_added(grown, sources)
     ground = _ground(meta, meta_dir, sources, seen)
     base, gradients, encoder = ground.load()
-    space = _space(config, meta, base, encoder)
+    asked = Sketching.from_settings(asdict(config))
+    fixed = _fixed_space(meta, ground, base, encoder)
     origin = record_of(meta)
-    store = grown or _open(config, space, origin)
+    store = grown or _open(_path(config, fixed | asked.space(), origin))
     if store is None:
-        store = _create(config, space, origin, sources, gradients, encoder)
-    store.require_same_space(_settled(space, store), other="this run")
+        sketching, divisor = asked.settle(
+            gradients, encoder, sources, num_workers=config.num_workers
+        )
+        store = GradientStore.create(
+            _path(config, fixed | asked.space(), origin),
+            fixed | sketching.space(),
+            origin=origin,
+            shard_rows=SHARD_ROWS,
+            slow_layers=gradients.slow_layers(),
+            precondition=divisor,
+        )
+    sketching = asked.as_in(store.space)
+    store.require_same_space(fixed | sketching.space(), other="this run")
     with runs.locked(store.path):
         if grown is None:
             store.require_same_origin(origin)
         todo = plan_shards(store, sources)
         store.save_origin(origin)
-        _make_shards(config, store, todo, ground, gradients, encoder)
+        start = StartWorker(ground, sketching, store.precondition, runs.versions())
+        _make_shards(todo, start, gradients, encoder, num_workers=config.num_workers)
     _require_few_bad_rows(store, config.max_bad_rows)
     return store
 
@@ -196,97 +206,38 @@ def _ground(meta: dict[str, Any], meta_dir: Path, sources: Sources, seen: _Seen)
     )
 
 
-def _space(config: Config, meta: dict[str, Any], base: Base, encoder: Encoder) -> dict[str, Any]:
-    """Everything two gradients must share to be compared; `auto` and `adam` are still open."""
-    kind = best_projector() if config.projector == "auto" else str(config.projector)
-    projector = make_projector(kind, int(config.project_dim or 0), seed=int(config.seed or 0))
-    budget = str(config.tokens_per_batch)
+def _fixed_space(
+    meta: dict[str, Any], ground: Ground, base: Base, encoder: Encoder
+) -> dict[str, Any]:
+    """What two gradients must share to be compared, besides how they are sketched."""
     return {
         **models.fingerprint(base_spec(meta), base),
-        "adapter": adapters.fingerprint(Path(str(config.meta_dir)) / "adapter"),
+        "adapter": adapters.fingerprint(ground.adapter),
         "template": encoder.template,
         "max_length": encoder.max_length,
-        "differentiate": config.differentiate,
-        "projector": kind,
-        "projection": projector.fingerprint,
-        "project_dim": projector.dim,
-        "seed": config.seed,
-        "precondition": config.precondition,
-        "dtype": config.dtype,
-        "tokens_per_batch": budget if budget == "auto" else int(budget),
     }
 
 
-def _open(config: Config, space: dict[str, Any], origin: dict[str, Any]) -> GradientStore | None:
-    path = _path(config, space, origin)
-    return GradientStore.open(path) if GradientStore.exists(path) else None
-
-
 def _path(config: Config, space: dict[str, Any], origin: dict[str, Any]) -> Path:
+    """Named after what was asked for, so that asking again finds it."""
     name = fingerprint({"space": space, "origin": origin})[:12]
     return Path(config.output_dir) if config.output_dir else GRADIENTS / name
 
 
-def _settled(space: dict[str, Any], store: GradientStore) -> dict[str, Any]:
-    """The space with what was open as the store has it: a budget, a preconditioner."""
-    mine = dict(space)
-    if mine["tokens_per_batch"] == "auto":
-        mine["tokens_per_batch"] = store.space["tokens_per_batch"]
-    if mine["precondition"] == "adam" and store.space["precondition"].startswith("adam "):
-        mine["precondition"] = store.space["precondition"]
-    return mine
-
-
-def _create(
-    config: Config,
-    space: dict[str, Any],
-    origin: dict[str, Any],
-    sources: Sources,
-    gradients: Pass,
-    encoder: Encoder,
-) -> GradientStore:
-    """A new store: what is open is settled here, once."""
-    path, space, divisor = _path(config, space, origin), dict(space), None
-    rows = precondition.some_rows(sources)
-    if space["tokens_per_batch"] == "auto":
-        examples = sorted(encode_all(encoder, rows)[0], key=lambda e: -e.length)[:4]
-        space["tokens_per_batch"] = fitting_tokens(
-            gradients, encoder, examples, num_workers=config.num_workers
-        )
-        log.info("tokens_per_batch: %d, from the free memory", space["tokens_per_batch"])
-    if space["precondition"] == "adam":
-        budget = space["tokens_per_batch"]
-        divisor = precondition.adam_divisor(gradients, encoder, rows, tokens_per_batch=budget)
-        space["precondition"] = f"adam {precondition.digest(divisor)}"
-    return GradientStore.create(
-        path,
-        space,
-        origin=origin,
-        shard_rows=SHARD_ROWS,
-        slow_layers=gradients.slow_layers(),
-        precondition=divisor,
-    )
+def _open(path: Path) -> GradientStore | None:
+    return GradientStore.open(path) if GradientStore.exists(path) else None
 
 
 def _make_shards(
-    config: Config,
-    store: GradientStore,
     todo: Sequence[ShardSpec],
-    ground: Ground,
+    start: StartWorker,
     gradients: Pass,
     encoder: Encoder,
+    *,
+    num_workers: int,
 ) -> None:
-    space = store.space
-    sketching = Sketching(
-        space["projector"],
-        store.dim,
-        space["seed"],
-        space["differentiate"],
-        space["dtype"],
-        space["tokens_per_batch"],
-    )
-    start = StartWorker(ground, sketching, store.precondition, runs.versions())
-    here = start.work_with(gradients, encoder) if config.num_workers == 1 else None
+    """One worker works with the model that is loaded; several load their own."""
+    here = start.work_with(gradients, encoder) if num_workers == 1 else None
     guesses = {spec.path: sum(guess_lengths(encoder, spec.rows)) for spec in todo}
     with progress("gradients", sum(guesses.values()), unit="token") as bar:
 
@@ -294,13 +245,9 @@ def _make_shards(
             bar.set_postfix_str(name, refresh=False)
             bar.update(tokens)
 
-        reports = run_local(
-            todo,
-            (lambda index: here) if here is not None else start,
-            num_workers=config.num_workers,
-            advance=advance,
-        )
-        for report in reports:
+        begin = start if here is None else lambda index: here
+        for report in run_local(todo, begin, num_workers=num_workers, advance=advance):
+            # What is left stays a guess; what is done is known.
             bar.total += report.tokens - guesses[report.spec.path]
 
 

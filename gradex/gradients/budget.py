@@ -12,7 +12,7 @@ from gradex.gradients.per_sample import Pass
 from gradex.models.scoring import batch_on
 
 SHARE = 0.5  # of the free memory; the rest is for what the measure does not see
-LEAST, MOST = 256, 2**17
+LEAST, MOST = 256, 2**15
 
 
 def fitting_tokens(

@@ -4,20 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from jaxtyping import Float
-
 from gradex.adapters import spec as adapters
 from gradex.data.formats import Row
 from gradex.data.tokens import Encoder, encode_all
 from gradex.engines import Advance
 from gradex.errors import GradexError
-from gradex.gradients.collect import Collector, Differentiate
+from gradex.gradients.collect import Collector
 from gradex.gradients.per_sample import Pass, make_pass
 from gradex.gradients.plan import ShardSpec
-from gradex.gradients.projectors import make_projector
 from gradex.gradients.shards import Faults, write_shard
+from gradex.gradients.sketching import Divisor, Sketching
 from gradex.models.encoding import load_with_encoder, on_best_device
 from gradex.models.load import Base, BaseSpec
 from gradex.models.scoring import batch_on
@@ -50,32 +46,6 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class Sketching:
-    """How gradients become the rows of a store."""
-
-    projector: str
-    dim: int
-    seed: int
-    differentiate: Differentiate
-    dtype: str
-    tokens_per_batch: int
-
-    def collector(
-        self, gradients: Pass, encoder: Encoder, divisor: Float[np.ndarray, " param"] | None
-    ) -> Collector:
-        device = next(gradients.model.parameters()).device
-        return Collector(
-            gradients,
-            encoder,
-            make_projector(self.projector, self.dim, seed=self.seed),
-            self.differentiate,
-            self.dtype,
-            self.tokens_per_batch,
-            None if divisor is None else torch.from_numpy(1 / divisor).to(device),
-        )
-
-
-@dataclass(frozen=True)
 class Report:
     """What is told of a finished shard."""
 
@@ -90,7 +60,7 @@ class StartWorker:
 
     ground: Ground
     sketching: Sketching
-    divisor: Float[np.ndarray, " param"] | None
+    divisor: Divisor
     versions: dict[str, str]
 
     def __call__(self, index: int) -> Callable[[ShardSpec, Advance], Report]:
