@@ -23,6 +23,7 @@ from gradex.errors import GradexError
 from gradex.progress import say_once
 
 IGNORED = -100
+PADDING = 0.05  # at most this share of a batch's tokens
 Family = Literal["causal", "seq2seq", "classifier"]
 Batch = dict[str, Tensor]
 GENERATION_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
@@ -239,15 +240,19 @@ def _pad(arrays: Sequence[np.ndarray], value: int, side: str) -> Tensor:
 def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Positions in batches of at most `budget` padded tokens, longest first.
 
-    Similar lengths share a batch, so that little is padding; a single longer row is a batch.
+    A batch ends before padding is more than a twentieth of it, so that it never is of the whole; a
+    single row longer than the budget is a batch.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batch: list[int] = []
+    tokens = 0
     for position in order:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+        padded = (len(batch) + 1) * lengths[batch[0]] if batch else 0
+        if padded > budget or tokens + lengths[position] < (1 - PADDING) * padded:
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(position)
+        tokens += lengths[position]
     if batch:
         yield batch
 

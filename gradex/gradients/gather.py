@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradex.errors import GradexError
+from gradex.gradients.formulas import outer
 from gradex.gradients.layers import Layer, Slot
 
 # Receives some samples' gradients of some parameters: where these start, and which samples.
@@ -93,7 +94,7 @@ class Gathering:
         calls, x = list(shared.arrived), shared.arrived[0][2]
         shared.arrived.clear()
         together = torch.cat([g for *_, g in calls], dim=-1)
-        products = (together.transpose(1, 2) @ x).split([g.shape[-1] for *_, g in calls], dim=1)
+        products = outer(together, x).split([g.shape[-1] for *_, g in calls], dim=1)
         for (layer, slot, *_), product in zip(calls, products, strict=True):
             self._deliver(layer, slot, product.flatten(1))
 
