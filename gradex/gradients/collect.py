@@ -26,7 +26,7 @@ OBJECTIVES: dict[str, tuple[Objective, ...]] = {
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-class _Sketch:
+class Sketch:
     """Sums up the layers' contributions of one batch; nothing of size rows x params is kept."""
 
     def __init__(
@@ -88,7 +88,7 @@ class Collector:
     def _fill(self, examples: list[Example], at: np.ndarray, tables: dict, found: dict) -> None:
         batch = batch_on(self.gradients.model, examples, self.encoder)
         device = batch["input_ids"].device
-        sketches = {o: _Sketch(self.projector, len(examples), device, self.scale) for o in tables}
+        sketches = {o: Sketch(self.projector, len(examples), device, self.scale) for o in tables}
         values, counts = self.gradients.run(batch, {o: s.add for o, s in sketches.items()})
         for objective, sketch in sketches.items():
             projected = sketch.projected.cpu().numpy()
