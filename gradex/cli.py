@@ -17,6 +17,7 @@ STAGES = {
     "finetune": "fine-tune the base model on a selection",
     "verify": "true fine-tunes of held-out subsets beside their estimates",
     "report": "one HTML page: the choice, prediction beside truth, how to repeat it",
+    "doctor": "look for what is wrong with a gradient store, or with a model",
     "pipeline": "all stages from meta_train to report, one after the other",
 }
 
