@@ -26,14 +26,14 @@ from gradex.arguments import (
     record_of,
     recorded_settings,
 )
+from gradex.checks.integrity import Examination, examine
+from gradex.checks.invariance import Measured
+from gradex.checks.oddities import RULE, duplicates, outliers, summarise
+from gradex.checks.subject import Subject, examine_model
 from gradex.config import main, option, require_positive
 from gradex.errors import GradexError
-from gradex.gradients.integrity import Examination, examine
-from gradex.gradients.invariance import Measured
-from gradex.gradients.oddities import RULE, duplicates, outliers, summarise
 from gradex.gradients.precondition import some_rows
 from gradex.gradients.store import GradientStore, open_store
-from gradex.gradients.subject import Subject, examine_model
 from gradex.models.load import DEMO
 from gradex.records import write_json
 from gradex.reporting.checkup import explanations, model_lines, store_lines

@@ -84,7 +84,7 @@ class Config(TrustArguments):
     )
     append: bool = option(False, "add what the tasks have gained to an existing store")
     more_tasks: list[str] | None = option(
-        None, "with --append: task files to take in, besides those of the meta-training"
+        None, "with --append: task files to take in, besides those of the store; default: none"
     )
     output_dir: str | None = option(
         None, "the store's folder; default: gradients/FINGERPRINT, with --append the newest store"

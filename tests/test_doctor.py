@@ -7,10 +7,10 @@ import pytest
 
 from gradex import doctor as module
 from gradex import runs
+from gradex.checks.subject import Subject
 from gradex.cli import main as gradex
 from gradex.doctor import Config, doctor
 from gradex.errors import GradexError
-from gradex.gradients.subject import Subject
 from gradex.meta_train import Config as MetaConfig
 from gradex.meta_train import meta_train
 from gradex.project import Config as ProjectConfig

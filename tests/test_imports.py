@@ -10,7 +10,16 @@ from gradex.cli import STAGES
 
 ROOT = Path(gradex.__file__).parent
 GROUND = ["errors", "records", "config", "arguments", "progress", "runs", "engines"]
-FLOORS = ["data", "models", "adapters", "gradients", "estimators", "selection", "training"]
+FLOORS = [
+    "data",
+    "models",
+    "adapters",
+    "gradients",
+    "checks",
+    "estimators",
+    "selection",
+    "training",
+]
 FLOORS += ["reporting"]
 HEIGHT = {name: level for level, name in enumerate([*GROUND, *FLOORS])}
 FILES = sorted(ROOT.rglob("*.py"))

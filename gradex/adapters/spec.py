@@ -71,6 +71,7 @@ def load(base: Base, folder: Path) -> nn.Module:
 
     if not (folder / "adapter_model.safetensors").is_file():
         raise GradexError(f"{folder}: not an adapter folder (it has no adapter_model.safetensors)")
+    read_json(folder / "adapter_config.json", "a peft adapter's settings")
     try:
         model = PeftModel.from_pretrained(base.model, folder, is_trainable=True).eval()
     except Exception as error:  # a broken file makes libraries raise whatever they stumble over

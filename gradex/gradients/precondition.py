@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import xxhash
 from jaxtyping import Float
 from torch import Tensor
 
@@ -66,8 +65,3 @@ def some_rows(sources: Sources, *, count: int = ROWS) -> list[Row]:
     for name in sources.trainable:
         chosen += sorted(sources[name].rows["train"], key=lambda row: row.id)[:each]
     return chosen
-
-
-def digest(divisor: Float[np.ndarray, " param"]) -> str:
-    """What tells two preconditioners apart in a store's space."""
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(divisor, np.float32).tobytes())

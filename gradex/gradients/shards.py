@@ -146,7 +146,7 @@ def read_gradients(file: Path, *, rows: int, dim: int, dtype: str) -> Shaped[np.
     if array.shape != (rows, dim) or array.dtype != STORED_TYPES[dtype]:
         raise GradexError(
             f"{file}: found {array.dtype} of shape {array.shape}, expected {dtype} of shape "
-            f"{(rows, dim)}; run project again to redo the shard"
+            f"{(rows, dim)}; run project again to redo the shard; `gradex doctor` shows what is wrong"
         )
     return array
 
@@ -167,7 +167,7 @@ def _read_array(file: Path) -> np.ndarray:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise GradexError(
-            f"{file}: not a readable array ({error}); run project again to redo the shard"
+            f"{file}: not a readable array ({error}); run project again to redo the shard; `gradex doctor` shows what is wrong"
         ) from None
 
 

@@ -15,6 +15,7 @@ from gradex.gradients.budget import fitting_tokens
 from gradex.gradients.collect import Collector, Differentiate
 from gradex.gradients.per_sample import Pass
 from gradex.gradients.projectors import best_projector, make_projector
+from gradex.gradients.store import digest
 
 AUTO = "auto"
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Sketching:
         if self.precondition == "adam":
             budget = int(settled.tokens_per_batch)
             divisor = precondition.adam_divisor(gradients, encoder, rows, tokens_per_batch=budget)
-            settled = replace(settled, precondition=f"adam {precondition.digest(divisor)}")
+            settled = replace(settled, precondition=f"adam {digest(divisor)}")
         return settled, divisor
 
     def collector(self, gradients: Pass, encoder: Encoder, divisor: Divisor) -> Collector:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import xxhash
 from jaxtyping import Float, Shaped
 
 from gradex.arguments import recorded_settings
@@ -118,6 +119,11 @@ class GradientStore:
                 "anew with project"
             )
         require_shape(manifest, MANIFEST, where=f"{path}/manifest.json", what="a store's manifest")
+        if manifest["space"]["project_dim"] < 1 or manifest["shard_rows"] < 1:
+            raise GradexError(
+                f"{path}/manifest.json: found project_dim {manifest['space']['project_dim']} and "
+                f"shard_rows {manifest['shard_rows']}, expected both above 0; make the store anew"
+            )
         if manifest["space"]["dtype"] not in STORED_TYPES:
             raise unknown("dtype", manifest["space"]["dtype"], STORED_TYPES, str(path))
         plan = read_json(path / "plan.json", "a gradient store's plan", PLAN)
@@ -179,12 +185,18 @@ class GradientStore:
             return None
         file = self.path / "precondition.npy"
         try:
-            return np.load(file, allow_pickle=False)
+            divisor = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise GradexError(
                 f"{file}: cannot be read ({error}), so that nothing can be added to the store; "
                 "make another one"
             ) from None
+        if self.space["precondition"] != f"adam {digest(divisor)}":
+            raise GradexError(
+                f"{file}: not what the store was made with, so that nothing can be added to it; "
+                "make another one"
+            )
+        return divisor
 
     def enter(self, side: Side, name: str, *, rows: int, data_hash: str) -> list[ShardPath]:
         """Put a source or target into the plan; returns its shards, written or not."""
@@ -236,7 +248,9 @@ class GradientStore:
             table = table[keep]
             gradients = stored[keep].astype(np.float32) * table["scale"][:, None]
             if not np.isfinite(gradients).all():
-                raise GradexError(f"{file}: holds numbers that are not finite; project redoes it")
+                raise GradexError(
+                    f"{file}: holds numbers that are not finite; `gradex doctor` says what to do"
+                )
             yield Block(gradients, table)
 
     def source(self, name: str, *, objective: Objective = "loss") -> Block:
@@ -335,3 +349,8 @@ def open_store(path: str | None) -> GradientStore:
 
 def fingerprint(space: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()
+
+
+def digest(divisor: np.ndarray) -> str:
+    """What tells two preconditioners apart in the space of a store."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(divisor, np.float32).tobytes())

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from gradex.gradients.integrity import Examination, Fault
-from gradex.gradients.invariance import Measured, Setting, Skipped
-from gradex.gradients.oddities import RULE, Duplicates, Outlier, Summary
+from gradex.checks.integrity import Examination, Fault
+from gradex.checks.invariance import Measured, Setting, Skipped
+from gradex.checks.oddities import RULE, Duplicates, Outlier, Summary
+from gradex.checks.subject import Survey
 from gradex.gradients.store import GradientStore
-from gradex.gradients.subject import Survey
 from gradex.reporting.quantities import count, number
 
 ROUNDING = 0.02  # of the tolerance: a loss that moves by more is another loss

@@ -13,7 +13,7 @@ from gradex.gradients.shards import (
     why_incomplete,
     write_shard,
 )
-from gradex.gradients.store import GradientStore
+from gradex.gradients.store import GradientStore, digest
 
 
 def test_round_trip_over_shards(tmp_path, make_store, gradients):
@@ -74,15 +74,18 @@ def test_an_interrupted_creation_is_no_store_and_is_done_again(
 
 
 def test_a_damaged_preconditioner_is_named(tmp_path, space):
-    space = space | {"precondition": "adam 123"}
     divisor = np.ones(7, np.float32)
+    adam = space | {"precondition": f"adam {digest(divisor)}"}
     store = GradientStore.create(
-        tmp_path / "s", space, origin={}, shard_rows=4, precondition=divisor
+        tmp_path / "s", adam, origin={}, shard_rows=4, precondition=divisor
     )
     np.testing.assert_array_equal(store.precondition, divisor)
+    np.save(tmp_path / "s/precondition.npy", 2 * divisor)
+    with pytest.raises(GradexError, match=r"precondition\.npy: not what the store was made with"):
+        assert store.precondition is None
     (tmp_path / "s/precondition.npy").write_bytes(b"x")
     with pytest.raises(GradexError, match=r"precondition\.npy: cannot be read"):
-        assert store.precondition
+        assert store.precondition is None
 
 
 def test_rows_come_back_by_id_in_the_asked_order(tmp_path, make_store, gradients):

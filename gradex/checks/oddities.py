@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from gradex.gradients.integrity import Part
+from gradex.checks.integrity import Part
 
 MADS, TIMES = 6.0, 10.0
 NORMAL = 1.4826  # standard deviations of a normal distribution in one median absolute deviation

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from gradex.gradients.inspection import FORGET, REDO, inspect_shard
-from gradex.gradients.integrity import ANEW, REMOVE, examine
+from gradex.checks.inspection import FORGET, REDO, inspect_shard
+from gradex.checks.integrity import ANEW, REMOVE, examine
 from gradex.gradients.shards import Faults, why_incomplete, write_shard
 from gradex.gradients.store import GradientStore
 
@@ -165,7 +165,7 @@ def test_a_damaged_or_foreign_preconditioner_is_named(tmp_path, space):
     )
     store.save_origin({"base": {}, "tasks": {}, "recipe": {}})
     (fault,) = examine(store).damage
-    assert "precondition.npy: not the preconditioner that the space names" in fault.what
+    assert "precondition.npy: not what the store was made with" in fault.what
     (tmp_path / "s/precondition.npy").write_bytes(b"x")
     assert "cannot be read" in examine(store).damage[0].what
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt64
 
+from gradex.checks.inspection import REDO, Fault, Inspection, file_names, inspect_shard
 from gradex.data.subsets import encode_name
 from gradex.errors import GradexError
-from gradex.gradients.inspection import REDO, Fault, Inspection, file_names, inspect_shard
-from gradex.gradients.precondition import digest
 from gradex.gradients.store import GradientStore, Side, fingerprint
 from gradex.progress import progress
 from gradex.records import read_json
@@ -82,13 +81,9 @@ def _faults_of_the_whole(store: GradientStore, recorded: str) -> Iterator[Fault]
         yield Fault(f"{store.path}/manifest.json: {what}", ANEW)
     try:
         _ = store.origin
-        divisor = store.precondition
+        _ = store.precondition
     except GradexError as error:
         yield Fault(str(error), ANEW)
-        return
-    if divisor is not None and store.space["precondition"] != f"adam {digest(divisor)}":
-        what = "not the preconditioner that the space names"
-        yield Fault(f"{store.path}/precondition.npy: {what}", ANEW)
 
 
 def _fault_of_the_entry(store: GradientStore, side: Side, name: str) -> Fault | None:

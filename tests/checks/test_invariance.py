@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from gradex.checks.invariance import Gap, Measured, Setting, Skipped, Taken, gap, survey
+from gradex.checks.subject import Subject, Survey, examine_model, fresh_adapter, mixed_lengths
 from gradex.data.tokens import Encoder
-from gradex.gradients.invariance import Gap, Measured, Setting, Skipped, Taken, gap, survey
 from gradex.gradients.per_sample import GradientPass
-from gradex.gradients.subject import Subject, Survey, examine_model, fresh_adapter, mixed_lengths
 from gradex.models.load import BaseSpec, load_base
 from gradex.reporting.checkup import blame, explanations, model_lines
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from gradex.checks.integrity import Part
+from gradex.checks.oddities import duplicates, outliers, summarise
 from gradex.doctor import Config, doctor
-from gradex.gradients.integrity import Part
-from gradex.gradients.oddities import duplicates, outliers, summarise
 from gradex.gradients.shards import ROW_TYPE, Faults, write_shard
 
 

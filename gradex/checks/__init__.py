@@ -1,0 +1,1 @@
+"""What is wrong with a store, or with a model whose gradients are to be taken."""
