@@ -34,6 +34,7 @@ ROW_TYPE = np.dtype(
 )
 
 STORED_TYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "int8": np.dtype("i1")}
+MEND = "run project again to redo the shard; `gradex doctor` shows what is wrong"
 RECEIPT = {"rows": int, "rows_hash": str, "files": dict, "left_out": dict, "bad": dict}
 
 
@@ -146,7 +147,7 @@ def read_gradients(file: Path, *, rows: int, dim: int, dtype: str) -> Shaped[np.
     if array.shape != (rows, dim) or array.dtype != STORED_TYPES[dtype]:
         raise GradexError(
             f"{file}: found {array.dtype} of shape {array.shape}, expected {dtype} of shape "
-            f"{(rows, dim)}; run project again to redo the shard; `gradex doctor` shows what is wrong"
+            f"{(rows, dim)}; {MEND}"
         )
     return array
 
@@ -155,10 +156,7 @@ def read_table(file: Path, *, rows: int) -> np.ndarray:
     """What is known of a shard's rows."""
     array = _read_array(file)
     if array.shape != (rows,) or array.dtype != ROW_TYPE:
-        raise GradexError(
-            f"{file}: not the table of {rows} rows that its receipt tells of; run project again to "
-            "redo the shard"
-        )
+        raise GradexError(f"{file}: not the table of {rows} rows that its receipt tells of; {MEND}")
     return np.array(array)
 
 
@@ -166,9 +164,7 @@ def _read_array(file: Path) -> np.ndarray:
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise GradexError(
-            f"{file}: not a readable array ({error}); run project again to redo the shard; `gradex doctor` shows what is wrong"
-        ) from None
+        raise GradexError(f"{file}: not a readable array ({error}); {MEND}") from None
 
 
 def sha256(file: Path) -> str:
