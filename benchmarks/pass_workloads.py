@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradex.data.tokens import IGNORED, Batch, Example, collate, token_batches
@@ -127,11 +127,15 @@ def forward(model: torch.nn.Module, batch: Batch) -> Float[Tensor, "sample token
 
 
 def mean_label_losses(logits: Tensor, batch: Batch) -> Float[Tensor, " sample"]:
-    """Each sample's mean loss over its label tokens: what every pass differentiates."""
-    targets = batch["labels"][:, 1:]
-    learned = targets != IGNORED
-    token_losses = cross_entropy(logits[:, :-1][learned], targets[learned], reduction="none")
-    return _sample_means(token_losses, learned)
+    """Each sample's mean loss over its label tokens: what every pass differentiates.
+
+    Token losses as transformers takes them: over all logits, labels shifted, -100 ignored.
+    """
+    targets = pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
+    token_losses = cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return token_losses.view_as(targets).sum(1) / (targets != IGNORED).sum(1)
 
 
 def _sample_means(token_losses: Tensor, learned: Tensor) -> Float[Tensor, " sample"]:

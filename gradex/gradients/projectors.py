@@ -55,7 +55,7 @@ class Projector(Protocol):
 
 
 class SparseProjector:
-    """The count sketch described above; remembers 5 bytes a parameter of what it has drawn."""
+    """The count sketch described above; remembers 12 bytes a parameter of what it has drawn."""
 
     def __init__(self, dim: int, *, seed: int = 0):
         self.dim, self.seed = dim, seed
@@ -74,8 +74,7 @@ class SparseProjector:
     ) -> Float[Tensor, "sample dim"]:
         bucket, sign = self._plan(offset, gradients.shape[1], gradients.device)
         out = _zeros(gradients, self.dim) if out is None else out
-        # Widened first: sums by short integers are eight times slower.
-        return out.index_add_(1, bucket.long(), gradients.float() * sign.float())
+        return out.index_add_(1, bucket, gradients.float() * sign)
 
     def lift(
         self, sketch: Float[Tensor, " dim"], *, size: int, offset: int = 0
@@ -88,7 +87,8 @@ class SparseProjector:
         bits = hash_counter(counter, self.seed)
         bucket = (bits >> 1).bitwise_and(2**62 - 1) % self.dim
         sign = (bits & 1) * 2 - 1
-        return bucket.int(), sign.to(torch.int8)
+        # As wide as they are used: sums by short integers are eight times slower.
+        return bucket, sign.float()
 
 
 class DenseProjector:
