@@ -72,7 +72,7 @@ class Collector:
         tables = {objective: table.copy() for objective in objectives}
         found = {o: np.zeros((len(rows), self.projector.dim), np.float32) for o in objectives}
         examples, left_out = encode_all(self.encoder, rows)
-        kept = np.array([i for i, row in enumerate(rows) if row.id not in left_out])
+        kept = np.array([i for i, row in enumerate(rows) if row.id not in left_out], dtype=np.int64)
         with self.gradients.hooked():
             for at in token_batches([e.length for e in examples], self.tokens_per_batch):
                 batch = [examples[i] for i in at]
