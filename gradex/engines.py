@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
@@ -48,8 +49,9 @@ def run_local(
     count = min(num_workers, len(pieces))
     pool = ProcessPoolExecutor(count, context, initializer=_begin, initargs=(start, told, index))
     try:
-        waiting = {pool.submit(_work, piece) for piece in pieces}
-        yield from _results(waiting, told, advance)
+        with _no_interrupt():
+            waiting = {pool.submit(_work, piece) for piece in pieces}
+        yield from _results(waiting, told, advance, pool)
     except BrokenProcessPool:
         raise GradexError(
             "a worker process died (killed, or out of memory); what was finished is kept: run the "
@@ -59,17 +61,36 @@ def run_local(
         _end(pool)
 
 
-def _results(waiting: set[Future], told: Any, advance: Advance) -> Iterator[Any]:
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes begun here never see a Ctrl-C, the parent sees it afterwards and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _results(
+    waiting: set[Future], told: Any, advance: Advance, pool: ProcessPoolExecutor
+) -> Iterator[Any]:
     while waiting:
         done, waiting = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         while not told.empty():
             advance(*told.get())
         yield from (future.result() for future in done)
+        # The pool itself may not look at a worker that it began last until another has a result.
+        if waiting and connection.wait([p.sentinel for p in _processes(pool)], timeout=0):
+            raise BrokenProcessPool
+
+
+def _processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    return list((pool._processes or {}).values())
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
     """Stop at once: a worker's unfinished piece is begun anew by the next run."""
-    processes = list((pool._processes or {}).values())
+    processes = _processes(pool)
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
@@ -82,7 +103,6 @@ _state: dict[str, Any] = {}
 
 
 def _begin(start: Callable[[int], Work], told: Any, index: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     be_quiet(logging.ERROR)  # the parent has said what is to be said
     torch.set_num_threads(1)
