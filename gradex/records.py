@@ -18,7 +18,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write so that a reader sees the old one or the new one, never a half."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as stream:
+        # Read and write: numpy writes to a file that is open for both through `write`, whose
+        # errors say why; its own way to a file that is only written says how many bytes it lacks.
+        with open(temporary, "w+b") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -26,7 +28,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         _sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise GradexError(f"{path}: cannot be written ({error.strerror})") from None
+        raise GradexError(f"{path}: cannot be written ({error.strerror or error})") from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
