@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from gradex.cli import STAGES, main
+from gradex.gradients.shards import sha256
 
 ROWS = [{"prompt": f"{i} ab=", "completion": f"x{i}"} for i in range(40)]
 GOOD = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -629,12 +630,19 @@ def pickled_objects(rows: int) -> np.ndarray:
     return out
 
 
+def believe(file: Path) -> None:
+    """Let the receipt be of the file as it is now."""
+    receipt = file.with_name("shard-00000.json")
+    edit_json(receipt, lambda content: content["files"].update({file.name: sha256(file)}))
+
+
 def no_good_row(place: str) -> Callable[[Path], None]:
     def mark(store: Path) -> None:
         file = store / place / "shard-00000.rows.npy"
         table = np.load(file)
         table["ok"] = False
         np.save(file, table)
+        believe(file)
 
     return mark
 
@@ -642,6 +650,7 @@ def no_good_row(place: str) -> Callable[[Path], None]:
 def no_gradient(store: Path) -> None:
     for file in store.glob("train/*/shard-00000.npy"):
         np.save(file, np.zeros_like(np.load(file)))
+        believe(file)
 
 
 REDO = "project"
