@@ -28,6 +28,8 @@ from gradex.records import write_text
 RUNS = Path("runs")
 # Where the first process of a training tells those it starts which run they belong to.
 LEADER_PART = "GRADEX_RUN_PART"
+# A process that only looks whether a folder is held has it for a moment.
+TRIES, TRY_SECONDS = 3, 0.02
 log = logging.getLogger(__name__)
 
 
@@ -147,12 +149,14 @@ def _open(stage: str, path: Path, part: Path, settings: dict[str, Any]) -> Run:
 def lock_folder(folder: Path) -> int:
     """Hold a folder for this process until the returned handle is closed or the process ends."""
     handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise GradexError(f"{folder}: another process is writing here; wait for it") from None
-    return handle
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            time.sleep(TRY_SECONDS)
+    os.close(handle)
+    raise GradexError(f"{folder}: another process is writing here; wait for it")
 
 
 @contextmanager
@@ -179,7 +183,8 @@ def _settings_of(folder: Path) -> dict[str, Any]:
         content = read_yaml(folder / "config.yaml")
     except GradexError:
         return {}
-    return {key: value for key, value in content.items() if key not in ("stage", "created")}
+    written_last = ("stage", "created", "seconds", "versions")
+    return {key: value for key, value in content.items() if key not in written_last}
 
 
 def _require_same(part: Path, settings: dict[str, Any]) -> None:

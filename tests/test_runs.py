@@ -103,3 +103,18 @@ def test_other_processes_of_a_training_write_nothing(monkeypatch):
         assert leader.part.exists() and not leader.path.exists()
         monkeypatch.delenv("LOCAL_RANK")
     assert leader.path.exists()
+
+
+def test_a_run_that_was_killed_before_it_was_renamed_is_taken_up(monkeypatch):
+    """Its config.yaml is the final one already."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(7)
+    with runs.start("stage", Config(7)) as again:
+        assert again.resumed
+    assert [folder.name for folder in Path("runs/stage").iterdir()] == [again.path.name]
