@@ -166,6 +166,7 @@ def _project(config: Config, meta: dict[str, Any], grown: GradientStore | None) 
     sketching = asked.as_in(store.space)
     store.require_same_space(fixed | sketching.space(), other="this run")
     with runs.locked(store.path):
+        store.require_unchanged()
         if grown is None:
             store.require_same_origin(origin)
         todo = plan_shards(store, sources)
@@ -195,14 +196,17 @@ def _rows_seen(meta_dir: Path) -> _Seen:
 
 
 def _ground(meta: dict[str, Any], meta_dir: Path, sources: Sources, seen: _Seen) -> Ground:
-    """A classifier's classes are those that it was trained with, whatever was appended."""
+    """A classifier's classes are those that it was trained with, whatever was appended.
+
+    So are the rows to try the model on: of appended ones it may not know the labels.
+    """
     rows = [row for name in sources.trainable for row in sources[name].rows["train"]]
     return Ground(
         base_spec(meta),
         tuple(class_names(sources, among=seen.ids)),
         meta["max_length"],
         meta_dir / "adapter",
-        probe_rows(rows),
+        probe_rows([row for row in rows if row.id in seen.ids]),
     )
 
 

@@ -4,10 +4,20 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from gradex.data.formats import Row
 from gradex.data.sources import Source, Sources
 from gradex.errors import GradexError
-from gradex.gradients.shards import ShardPath, read_receipt, rows_hash, why_incomplete
+from gradex.gradients.shards import (
+    ROW_TYPE,
+    ShardPath,
+    read_receipt,
+    read_table,
+    rows_hash,
+    sha256,
+    why_incomplete,
+)
 from gradex.gradients.store import GradientStore, Side
 
 log = logging.getLogger(__name__)
@@ -34,8 +44,9 @@ def plan_shards(store: GradientStore, sources: Sources) -> list[ShardSpec]:
     store.clear_plan()
     for side, name in _sides(sources):
         specs += _specs(store, side, sources[name])
+    todo = _todo(store, specs)
     store.save_plan()
-    return _todo(store, specs)
+    return todo
 
 
 def _sides(sources: Sources) -> Iterator[tuple[Side, str]]:
@@ -55,7 +66,11 @@ def _specs(store: GradientStore, side: Side, source: Source) -> list[ShardSpec]:
 
 
 def _todo(store: GradientStore, specs: list[ShardSpec]) -> list[ShardSpec]:
-    """Those without a valid receipt; says what is there, and why what is damaged is done again."""
+    """Those without a valid receipt; says what is there, and why what is damaged is done again.
+
+    Their receipts go first: from here until it is made again such a shard is not complete, neither
+    for a reader nor for a run after one that was killed between two of its files.
+    """
     todo = []
     for spec in specs:
         reason = why_incomplete(spec.path, spec.key)
@@ -64,6 +79,7 @@ def _todo(store: GradientStore, specs: list[ShardSpec]) -> list[ShardSpec]:
         todo.append(spec)
         if spec.path.receipt.exists():
             log.warning("%s; the shard is made again", reason)
+            spec.path.receipt.unlink()
     if 0 < len(todo) < len(specs) or not todo:
         log.info("%s: %d of %d shards are there", store.path, len(specs) - len(todo), len(specs))
     return todo
@@ -77,21 +93,37 @@ def require_only_added(store: GradientStore, sources: Sources) -> None:
                 f"{store.path}: holds '{name}', which the tasks no longer have; --append only adds"
             )
     for name in store.sources:
-        _require_prefix(store, sources[name])
+        _require_kept(store, "train", sources[name])
+    for name in store.targets:
+        _require_kept(store, "target", sources[name])
 
 
-def _require_prefix(store: GradientStore, source: Source) -> None:
-    """Appended rows follow those that are there: full shards stay as they are."""
-    rows = source.rows["train"]
-    start = 0
-    for shard in store.shards("train", source.name):
-        if not shard.receipt.exists():
-            return
+def _require_kept(store: GradientStore, side: Side, source: Source) -> None:
+    """Training rows stay where they are, so that full shards do; a target's only have to stay."""
+    for shard in store.shards(side, source.name):
+        table = _known_table(shard)
+        start = shard.index * store.shard_rows
+        for split in PARTS[side]:
+            kept = table["id"][table["split"] == split.encode()].astype(str).tolist()
+            rows = [row.id for row in source.rows[split]]
+            stay = set(kept) <= set(rows)
+            if side == "train":
+                stay = rows[start : start + len(kept)] == kept
+            if not stay:
+                raise GradexError(
+                    f"{source.path}: the {split} rows of '{source.name}' are not those of "
+                    f"{shard.receipt} with others after them; --append only adds, so put new rows "
+                    "at the end of the file"
+                )
+
+
+def _known_table(shard: ShardPath) -> np.ndarray:
+    """The rows of a shard; none where it is damaged or not there, and made again anyway."""
+    file = shard.file(".rows.npy")
+    try:
         receipt = read_receipt(shard)
-        chunk = rows[start : start + receipt["rows"]]
-        if rows_hash([row.id for row in chunk], ["train"] * len(chunk)) != receipt["rows_hash"]:
-            raise GradexError(
-                f"{source.path}: the rows of '{source.name}' are not those of {shard.receipt} with "
-                "others after them; --append only adds, so put new rows at the end of the file"
-            )
-        start += receipt["rows"]
+        if file.is_file() and receipt["files"].get(file.name) == sha256(file):
+            return read_table(file, rows=receipt["rows"])
+    except GradexError:
+        pass
+    return np.zeros(0, ROW_TYPE)

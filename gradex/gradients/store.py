@@ -14,6 +14,7 @@ Stores of different spaces cannot be compared, so every reader checks the finger
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,7 @@ from gradex.gradients.shards import (
 )
 from gradex.models.losses import Objective
 from gradex.records import read_json, replacing, require_shape, write_json
-from gradex.runs import newest
+from gradex.runs import locked, newest
 
 FORMAT = "gradex-store/2"
 MANIFEST = {
@@ -87,14 +88,19 @@ class GradientStore:
         }
         try:
             part.mkdir(parents=True, exist_ok=True)
-            write_json(part / "origin.json", origin)
-            write_json(part / "plan.json", {"train": {}, "target": {}})
-            if precondition is not None:
-                with replacing(part / "precondition.npy") as stream:
-                    np.save(stream, precondition.astype(np.float32), allow_pickle=False)
-            write_json(part / "manifest.json", manifest)
-            part.rename(path)  # over an empty folder, if there is one
+            with locked(part):
+                _require_still_to_make(path, part)
+                for left in part.glob("precondition.npy*"):  # of another space, perhaps
+                    left.unlink()
+                write_json(part / "origin.json", origin)
+                write_json(part / "plan.json", {"train": {}, "target": {}})
+                if precondition is not None:
+                    with replacing(part / "precondition.npy") as stream:
+                        np.save(stream, precondition.astype(np.float32), allow_pickle=False)
+                write_json(part / "manifest.json", manifest)
+                part.rename(path)  # over an empty folder, if there is one
         except OSError as error:
+            _require_still_to_make(path, part)
             raise GradexError(f"--output_dir {path}: cannot be made ({error.strerror})") from None
         return cls.open(path)
 
@@ -173,6 +179,13 @@ class GradientStore:
             raise GradexError(
                 f"{self.path}: the store was made from other tasks or another recipe than this "
                 "meta-training's; name another --output_dir, or add to the store with --append"
+            )
+
+    def require_unchanged(self) -> None:
+        """Refuse where another process has written a plan since this one read it."""
+        if GradientStore.open(self.path).plan != self.plan:
+            raise GradexError(
+                f"{self.path}: another process has changed it meanwhile; run the same command again"
             )
 
     def save_origin(self, origin: dict[str, Any]) -> None:
@@ -328,6 +341,14 @@ class GradientStore:
                 f"make a store with `--differentiate {objective}` or both"
             )
         return ""
+
+
+def _require_still_to_make(path: Path, part: Path) -> None:
+    """A store that came to be after this process looked for it is left as it is."""
+    if (path / "manifest.json").exists():
+        with suppress(OSError):  # it holds files, so that it is not what this process made
+            part.rmdir()
+        raise GradexError(f"{path}: another process has just made it; run the same command again")
 
 
 def _joined(blocks: list[Block], what: str) -> Block:
