@@ -1,5 +1,6 @@
 """Files that stages leave for one another: written whole, read with a check of what is in them."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from gradex.errors import GradexError
 
 # Keys that must be there, each with its type or the shape of the mapping below it.
 Shape = Mapping[str, Any]
+SEAL = "sha256"
 
 
 @contextmanager
@@ -50,6 +52,24 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """JSON with a checksum of itself, for what no other file could tell to be damaged."""
+    write_json(path, {**content, SEAL: seal(content)})
+
+
+def read_sealed(path: Path, what: str, shape: Shape | None = None) -> dict[str, Any]:
+    """A JSON object as it was given to `write_sealed`."""
+    content = read_json(path, what, shape)
+    found = content.pop(SEAL, None)
+    if found != seal(content):
+        raise GradexError(f"{path}: damaged, not the content of its checksum; expected {what}")
+    return content
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path, what: str, shape: Shape | None = None) -> dict[str, Any]:

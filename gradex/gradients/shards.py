@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from gradex.errors import GradexError
-from gradex.records import read_json, replacing, write_json
+from gradex.records import read_sealed, replacing, write_sealed
 
 ROW_TYPE = np.dtype(
     [
@@ -99,7 +99,7 @@ def write_shard(
     key = rows_hash(rows["id"].astype(str).tolist(), rows["split"].astype(str).tolist())
     receipt = {"rows": len(rows), "rows_hash": key, "files": files}
     receipt |= {"left_out": faults.left_out, "bad": faults.bad, "versions": versions}
-    write_json(path.receipt, receipt)
+    write_sealed(path.receipt, receipt)
     return receipt
 
 
@@ -138,7 +138,7 @@ def read_receipt(path: ShardPath) -> dict:
             f"{path.receipt}: missing, so the shard is not complete; run project again to finish "
             "the store"
         )
-    return read_json(path.receipt, "a shard's receipt (project redoes a damaged one)", RECEIPT)
+    return read_sealed(path.receipt, "a shard's receipt (project redoes a damaged one)", RECEIPT)
 
 
 def read_gradients(file: Path, *, rows: int, dim: int, dtype: str) -> Shaped[np.ndarray, "row dim"]:

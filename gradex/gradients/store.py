@@ -35,10 +35,10 @@ from gradex.gradients.shards import (
     read_table,
 )
 from gradex.models.losses import Objective
-from gradex.records import read_json, replacing, require_shape, write_json
+from gradex.records import read_json, read_sealed, replacing, require_shape, write_sealed
 from gradex.runs import locked, newest
 
-FORMAT = "gradex-store/2"
+FORMAT = "gradex-store/3"
 MANIFEST = {
     "space": {"project_dim": int, "differentiate": str, "dtype": str, "precondition": str},
     "shard_rows": int,
@@ -92,12 +92,12 @@ class GradientStore:
                 _require_still_to_make(path, part)
                 for left in part.glob("precondition.npy*"):  # of another space, perhaps
                     left.unlink()
-                write_json(part / "origin.json", origin)
-                write_json(part / "plan.json", {"train": {}, "target": {}})
+                write_sealed(part / "origin.json", origin)
+                write_sealed(part / "plan.json", {"train": {}, "target": {}})
                 if precondition is not None:
                     with replacing(part / "precondition.npy") as stream:
                         np.save(stream, precondition.astype(np.float32), allow_pickle=False)
-                write_json(part / "manifest.json", manifest)
+                write_sealed(part / "manifest.json", manifest)
                 part.rename(path)  # over an empty folder, if there is one
         except OSError as error:
             _require_still_to_make(path, part)
@@ -132,7 +132,8 @@ class GradientStore:
             )
         if manifest["space"]["dtype"] not in STORED_TYPES:
             raise unknown("dtype", manifest["space"]["dtype"], STORED_TYPES, str(path))
-        plan = read_json(path / "plan.json", "a gradient store's plan", PLAN)
+        read_sealed(path / "manifest.json", "a gradient store's manifest")
+        plan = read_sealed(path / "plan.json", "a gradient store's plan", PLAN)
         for name, entry in [*plan["train"].items(), *plan["target"].items()]:
             check_name(name, f"{path}/plan.json")
             require_shape(entry, ENTRY, where=f"{path}/plan.json: {name}", what="a store's plan")
@@ -146,7 +147,7 @@ class GradientStore:
     def origin(self) -> dict[str, Any]:
         """What the gradients were made from: `base`, `tasks` and `recipe` settings."""
         shape = {"base": dict, "tasks": dict, "recipe": dict}
-        return read_json(self.path / "origin.json", "what a gradient store was made from", shape)
+        return read_sealed(self.path / "origin.json", "what a gradient store was made from", shape)
 
     def recorded_settings(self) -> dict[str, Any]:
         """Those settings, checked, as one mapping."""
@@ -189,7 +190,7 @@ class GradientStore:
             )
 
     def save_origin(self, origin: dict[str, Any]) -> None:
-        write_json(self.path / "origin.json", origin)
+        write_sealed(self.path / "origin.json", origin)
 
     @property
     def precondition(self) -> Float[np.ndarray, " param"] | None:
@@ -222,7 +223,7 @@ class GradientStore:
         self.plan = {"train": {}, "target": {}}
 
     def save_plan(self) -> None:
-        write_json(self.path / "plan.json", self.plan)
+        write_sealed(self.path / "plan.json", self.plan)
 
     def shards(self, side: Side, name: str) -> list[ShardPath]:
         entry = self._entry(side, name)

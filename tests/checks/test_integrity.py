@@ -9,6 +9,7 @@ from gradex.checks.inspection import FORGET, REDO, inspect_shard
 from gradex.checks.integrity import ANEW, REMOVE, examine
 from gradex.gradients.shards import Faults, why_incomplete, write_shard
 from gradex.gradients.store import GradientStore
+from gradex.records import SEAL, write_json, write_sealed
 
 
 @pytest.fixture
@@ -24,9 +25,11 @@ def shard_of(store, index=0):
 
 
 def edit_json(path, change):
+    """As a faulty writer would leave it: where there is a checksum, it is that of the content."""
     content = json.loads(path.read_text())
+    write = write_json if content.pop(SEAL, None) is None else write_sealed
     change(content)
-    path.write_text(json.dumps(content))
+    write(path, content)
 
 
 def plant(store, gradients, rows):
