@@ -38,7 +38,7 @@ from gradex.models.losses import Objective
 from gradex.records import read_json, read_sealed, replacing, require_shape, write_sealed
 from gradex.runs import locked, newest
 
-FORMAT = "gradex-store/3"
+FORMAT = "gradex-store/2"
 MANIFEST = {
     "space": {"project_dim": int, "differentiate": str, "dtype": str, "precondition": str},
     "shard_rows": int,
