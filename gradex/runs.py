@@ -60,11 +60,13 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.lock is None:
             return
-        if kind is None:
-            self._finish()
-        elif [file.name for file in self.part.iterdir()] == ["config.yaml"]:
-            shutil.rmtree(self.part)
-        os.close(self.lock)
+        try:
+            if kind is None:
+                self._finish()
+            elif [file.name for file in self.part.iterdir()] == ["config.yaml"]:
+                shutil.rmtree(self.part)
+        finally:
+            os.close(self.lock)
 
     def _finish(self) -> None:
         """Write the final config.yaml, take away what only served resuming, and rename."""
