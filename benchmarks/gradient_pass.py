@@ -7,6 +7,7 @@
 Every tool turns each row's gradient into about --dim numbers: time and peak memory beside a plain
 pass, and how well the cosines of the numbers follow those of the exact gradients. Tools run in
 processes of their own, each in turns with a plain pass there, with one thread; on a GPU if any.
+Time is the processor's (on a GPU the clock's), plain = 1.
 """
 
 import argparse

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 from pass_workloads import Pass, Sketches, Workload, build, exact_gradients, plain_pass
@@ -43,11 +43,13 @@ def time_passes(workload: str, passes: list[tuple[str, int]], repeats: int) -> l
 
 
 def _seconds(run: Pass) -> float:
+    """On a CPU those of the processor: one thread's, whoever else works on the machine."""
+    clock = perf_counter if CUDA else process_time
     _synchronize()
-    start = perf_counter()
+    start = clock()
     run()
     _synchronize()
-    return perf_counter() - start
+    return clock() - start
 
 
 def _synchronize() -> None:

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from gradex import runs
 from gradex.adapters import spec as adapters
@@ -393,3 +395,53 @@ def test_the_demo_has_its_own_defaults():
     assert epochs.max_steps == -(-18 * 150 // 32)
     other = _resolved(MetaConfig(model_name_or_path="x", num_train_epochs=2.0), sources)
     assert other.max_steps == -(-2 * 18 * 150 // 8)
+
+
+def test_rows_without_a_finite_gradient_fail_the_run_above_the_limit(model_folder, toy_tasks):
+    meta = meta_train(meta_config(model_folder("llama"), toy_tasks))
+    weights = load_file(meta / "adapter/adapter_model.safetensors")
+    weights[min(weights)][0, 0] = torch.nan
+    save_file(weights, meta / "adapter/adapter_model.safetensors")
+    with pytest.raises(GradexError, match=r"160 of 160 rows have no finite gradient"):
+        project(ProjectConfig(project_dim=8))
+    store = GradientStore.open(project(ProjectConfig(project_dim=8, max_bad_rows=1.0)))
+    receipt = store.receipts("train", "copy")[0]
+    assert set(receipt["bad"].values()) == {"its loss is not finite"}
+
+
+class Bar:
+    """A progress bar that keeps what it is told."""
+
+    def __init__(self, total: int):
+        self.total, self.done, self.names = total, 0, []
+
+    def update(self, amount: int) -> None:
+        self.done += amount
+
+    def set_postfix_str(self, name: str, refresh: bool) -> None:
+        self.names.append(name)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_progress_is_counted_in_tokens_and_names_the_source(
+    model_folder, toy_tasks, monkeypatch, num_workers
+):
+    meta_train(meta_config(model_folder("llama"), toy_tasks))
+    bars = []
+
+    @contextmanager
+    def progress(name, total, *, unit):
+        assert (name, unit) == ("gradients", "token")
+        bars.append(Bar(total))
+        yield bars[-1]
+
+    monkeypatch.setattr("gradex.project.progress", progress)
+    project(ProjectConfig(project_dim=8, num_workers=num_workers))
+    sources = load_sources([str(toy_tasks)])
+    _, encoder = load_base_and_encoder(
+        BaseSpec(str(model_folder("llama"))), sources, max_length=512
+    )
+    rows = [r for source in sources.values() for part in source.rows.values() for r in part]
+    tokens = sum(encoder.encode(row).length for row in rows)
+    assert bars[0].done == bars[0].total == tokens
+    assert set(bars[0].names) == set(sources)

@@ -4,6 +4,7 @@ The flat gradient has the parameters in the order of `model.named_parameters()`.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,12 +31,16 @@ class Slot:
     def size(self) -> int:
         return self.parameter.numel()
 
+    @cached_property
+    def adapter(self) -> str:
+        """The adapter's name in peft's dictionaries, where the parameter lies in one."""
+        return self.key.split(".")[1] if "." in self.key else ""
+
     def gradient(
         self, kept: Float[Tensor, "sample token _"], g: Float[Tensor, "sample token out"]
     ) -> Float[Tensor, "sample param"]:
         assert self.rule is not None
-        adapter = self.key.split(".")[1] if "." in self.key else ""
-        return self.rule.formula(self.layer, adapter, kept, g).flatten(1)
+        return self.rule.formula(self.layer, self.adapter, kept, g).flatten(1)
 
 
 @dataclass(eq=False)
@@ -47,11 +52,11 @@ class Layer:
     slots: list[Slot] = field(default_factory=list)
     alone: LayerAlone | None = None
 
-    @property
+    @cached_property
     def reads_output(self) -> bool:
         return any(slot.rule is not None and slot.rule.reads == "output" for slot in self.slots)
 
-    @property
+    @cached_property
     def shareable(self) -> Slot | None:
         """The slot whose matrix product may be joined with others' on the same input."""
         found = [s for s in self.slots if s.rule is not None and s.rule.formula is linear_weight]
