@@ -299,10 +299,11 @@ def test_an_interrupt_ends_workers_and_parent_at_once(start, project, world, mom
         wait_until(lambda: len(receipts_of(Path("s"))) > 3)
     os.killpg(child.pid, signal.SIGINT)
     began = time.monotonic()
-    assert child.wait() == 130
+    assert child.wait() == 130, child.said()
     assert time.monotonic() - began < 5
     wait_until(lambda: not child.others, seconds=5)
-    assert "Traceback" not in child.said() and "interrupted; the same" in child.said()
+    assert "interrupted; the same" in child.said()
+    assert "Traceback" not in child.said(), child.said()
     assert project("--output_dir", "s")[0] == 0
     assert_whole(Path("s"), world.whole)
 
