@@ -626,7 +626,7 @@ def test_appending_is_refused_where_any_row_is_gone_or_has_moved(world, tasks, h
 
 
 @pytest.mark.parametrize("ending", [".json", ".rows.npy", ".npy"])
-@pytest.mark.parametrize("how", ["flip", "remove"])
+@pytest.mark.parametrize("how", ["flip", "truncate"])
 def test_appending_mends_a_damaged_shard(project, world, grow, ending, how):
     """Nothing else could: without --append the rows are no longer those of the meta-training."""
     shutil.copytree(world.whole, "whole")
