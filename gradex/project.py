@@ -28,7 +28,7 @@ from gradex.config import (
 )
 from gradex.data.sources import Sources
 from gradex.data.tokens import Encoder, guess_lengths
-from gradex.engines import run_local
+from gradex.engines import one_thread, run_local
 from gradex.errors import GradexError
 from gradex.gradients.per_sample import Pass
 from gradex.gradients.plan import ShardSpec, plan_shards, require_only_added
@@ -152,9 +152,10 @@ def _project(config: Config, meta: dict[str, Any], grown: GradientStore | None) 
     origin = record_of(meta)
     store = grown or _open(_path(config, fixed | asked.space(), origin))
     if store is None:
-        sketching, divisor = asked.settle(
-            gradients, encoder, sources, num_workers=config.num_workers
-        )
+        with one_thread():
+            sketching, divisor = asked.settle(
+                gradients, encoder, sources, num_workers=config.num_workers
+            )
         store = GradientStore.create(
             _path(config, fixed | asked.space(), origin),
             fixed | sketching.space(),

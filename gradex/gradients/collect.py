@@ -44,7 +44,7 @@ class Sketch:
         if self.scale is not None:
             gradient = gradient * self.scale[offset : offset + gradient.shape[1]]
         self.projector.project(gradient, offset=offset, out=self.projected[samples])
-        self.squared_norm[samples] += torch.linalg.vector_norm(gradient, dim=1).square()
+        self.squared_norm[samples].add_(torch.linalg.vector_norm(gradient, dim=1).square())
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ def linear_weight(layer: Any, adapter: str, x: Tensor, g: Tensor) -> Tensor:
 def outer(left: Tensor, right: Tensor) -> Float[Tensor, "sample left right"]:
     """sum_t left_t right_t^T. Products are three times faster with the narrow side first."""
     if left.shape[-1] <= right.shape[-1]:
-        return left.transpose(1, 2) @ right
-    return (right.transpose(1, 2) @ left).transpose(1, 2)
+        return torch.bmm(left.mT, right)
+    return torch.bmm(right.mT, left).mT
 
 
 def transposed_weight(layer: Any, adapter: str, x: Tensor, g: Tensor) -> Tensor:

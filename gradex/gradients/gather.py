@@ -127,4 +127,6 @@ class Gathering:
 
 
 def _by_token(tensor: Tensor) -> Float[Tensor, "sample token _"]:
-    return tensor.reshape(len(tensor), -1, tensor.shape[-1]).float()
+    if tensor.dim() != 3:
+        tensor = tensor.reshape(len(tensor), -1, tensor.shape[-1])
+    return tensor.float()

@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Float
 
 from gradex.errors import GradexError
-from gradex.gradients.shards import MEND, damages, read_receipt
 from gradex.gradients.store import Block, GradientStore
 from gradex.models.losses import Objective
 from gradex.progress import say_once
@@ -55,7 +54,8 @@ def _key(store: GradientStore, name: str, objective: Objective) -> str:
 
 
 def _sum_up(store: GradientStore, name: str, objective: Objective) -> SourceSums:
-    _require_undamaged(store, name)
+    # Kept under the hash of the right gradients, wrong sums would outlive the shard's repair.
+    store.require_undamaged("train", name)
     total, count = np.zeros(store.dim), 0
     rows: list[np.ndarray] = []
     gram: np.ndarray | None = None
@@ -73,13 +73,6 @@ def _sum_up(store: GradientStore, name: str, objective: Objective) -> SourceSums
     if gram is None:
         return SourceSums(total, count, np.concatenate(rows), is_rows=True)
     return SourceSums(total, count, np.asarray(gram), is_rows=False)
-
-
-def _require_undamaged(store: GradientStore, name: str) -> None:
-    """The sums are kept under the hash of the right gradients, and would outlive their repair."""
-    for shard in store.shards("train", name):
-        for damage in damages(shard, read_receipt(shard)):
-            raise GradexError(f"{damage}; {MEND}")
 
 
 def _unit_rows(block: Block) -> Float[np.ndarray, "row dim"]:

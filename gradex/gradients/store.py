@@ -27,9 +27,11 @@ from gradex.arguments import recorded_settings
 from gradex.data.subsets import check_name, encode_name
 from gradex.errors import GradexError, unknown
 from gradex.gradients.shards import (
+    MEND,
     ROW_TYPE,
     STORED_TYPES,
     ShardPath,
+    damages,
     read_gradients,
     read_receipt,
     read_table,
@@ -189,6 +191,12 @@ class GradientStore:
                 f"{self.path}: another process has changed it meanwhile; run the same command again"
             )
 
+    def require_undamaged(self, side: Side, name: str) -> None:
+        """Refuse shards whose bytes are not those of their receipts."""
+        for shard in self.shards(side, name):
+            for damage in damages(shard, read_receipt(shard)):
+                raise GradexError(f"{damage}; {MEND}")
+
     def save_origin(self, origin: dict[str, Any]) -> None:
         write_sealed(self.path / "origin.json", origin)
 
@@ -272,7 +280,9 @@ class GradientStore:
         return _joined(list(self.blocks("train", name, objective=objective)), f"source {name}")
 
     def target(self, name: str, split: str, *, objective: Objective = "loss") -> Block:
-        """All good rows of a target's select or test split."""
+        """All good rows of a target's select or test split: few, and every estimate rests on them,
+        so that their bytes are looked at."""
+        self.require_undamaged("target", name)
         blocks = self.blocks("target", name, objective=objective, split=split)
         return _joined(list(blocks), f"target {name}'s {split} rows")
 
