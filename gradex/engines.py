@@ -39,7 +39,9 @@ def run_local(
     advance: Advance,
 ) -> Iterator[Result]:
     """The results as they come; `start` makes a worker, told its index, in its own process."""
-    if num_workers == 1 or len(pieces) <= 1:
+    if not pieces:
+        return
+    if min(num_workers, len(pieces)) == 1:
         with one_thread():
             work = start(0)
             yield from (work(piece, advance) for piece in pieces)

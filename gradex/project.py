@@ -6,13 +6,14 @@
 
 The store is named after its content, so the same command finds its own store again: shards that
 are complete stay, missing ones are made. `--append` takes rows and sources that came after the
-meta-training into the newest store, or that of `--output_dir`, and touches nothing else.
+meta-training into the newest store, or that of `--output_dir`; what is there stays as it is.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +29,10 @@ from gradex.config import (
 )
 from gradex.data.sources import Sources
 from gradex.data.tokens import Encoder, guess_lengths
-from gradex.engines import one_thread, run_local
+from gradex.engines import Work, one_thread, run_local
 from gradex.errors import GradexError
-from gradex.gradients.per_sample import Pass
 from gradex.gradients.plan import ShardSpec, plan_shards, require_only_added
-from gradex.gradients.sketching import Sketching
+from gradex.gradients.sketching import Divisor, Sketching
 from gradex.gradients.store import GradientStore, fingerprint, open_store
 from gradex.gradients.worker import Ground, StartWorker, probe_rows
 from gradex.models import load as models
@@ -108,11 +108,11 @@ def _require_budget(text: str | None) -> None:
 
 def project(config: Config) -> Path:
     """Returns the store's folder; the run folder beside it says how it was made."""
-    meta_dir = Path(config.meta_dir) if config.meta_dir else runs.newest("meta_train")
+    grown = open_store(config.output_dir) if config.append else None
+    meta_dir = Path(config.meta_dir) if config.meta_dir else _meta_dir_of(grown)
     config = replace(config, meta_dir=str(meta_dir))
     record = record_of(runs.read_config(meta_dir, "meta_train"))
     meta = recorded_settings(record, where=f"{meta_dir}/config.yaml")
-    grown = open_store(config.output_dir) if config.append else None
     if grown is not None:
         meta = _with_more_tasks(grown, config)
         config = with_defaults(config, _settings_of(grown))
@@ -122,6 +122,15 @@ def project(config: Config) -> Path:
         store = _project(config, meta, grown)
         write_json(run.part / "store.json", {"store": str(store.path)})
     return store.path
+
+
+def _meta_dir_of(grown: GradientStore | None) -> Path:
+    """The newest meta-training; for a store that is to grow, the newest with its adapter."""
+    newest = runs.newest("meta_train")
+    for folder in reversed(runs.finished("meta_train") if grown is not None else []):
+        if adapters.fingerprint(folder / "adapter") == grown.space.get("adapter"):
+            return folder
+    return newest
 
 
 def _with_more_tasks(store: GradientStore, config: Config) -> dict[str, Any]:
@@ -150,20 +159,10 @@ def _project(config: Config, meta: dict[str, Any], grown: GradientStore | None) 
     asked = Sketching.from_settings(asdict(config))
     fixed = _fixed_space(meta, ground, base, encoder)
     origin = record_of(meta)
-    store = grown or _open(_path(config, fixed | asked.space(), origin))
-    if store is None:
-        with one_thread():
-            sketching, divisor = asked.settle(
-                gradients, encoder, sources, num_workers=config.num_workers
-            )
-        store = GradientStore.create(
-            _path(config, fixed | asked.space(), origin),
-            fixed | sketching.space(),
-            origin=origin,
-            shard_rows=SHARD_ROWS,
-            slow_layers=gradients.slow_layers(),
-            precondition=divisor,
-        )
+    path = _path(config, fixed | asked.space(), origin)
+    settle = partial(asked.settle, gradients, encoder, sources, num_workers=config.num_workers)
+    slow = gradients.slow_layers()
+    store = grown or _open(path) or _create(path, fixed, origin, settle, slow)
     sketching = asked.as_in(store.space)
     store.require_same_space(fixed | sketching.space(), other="this run")
     with runs.locked(store.path):
@@ -173,7 +172,11 @@ def _project(config: Config, meta: dict[str, Any], grown: GradientStore | None) 
         todo = plan_shards(store, sources)
         store.save_origin(origin)
         start = StartWorker(ground, sketching, store.precondition, runs.versions())
-        _make_shards(todo, start, gradients, encoder, num_workers=config.num_workers)
+        # Several workers load models of their own: this one goes before they come.
+        is_alone = min(config.num_workers, len(todo)) <= 1
+        begin = start.begin_with(gradients, encoder) if is_alone else start
+        del base, gradients
+        _make_shards(todo, begin, encoder, num_workers=config.num_workers)
     _require_few_bad_rows(store, config.max_bad_rows)
     return store
 
@@ -233,16 +236,29 @@ def _open(path: Path) -> GradientStore | None:
     return GradientStore.open(path) if GradientStore.exists(path) else None
 
 
+def _create(
+    path: Path,
+    fixed: dict[str, Any],
+    origin: dict[str, Any],
+    settle: Callable[[], tuple[Sketching, Divisor]],
+    slow_layers: dict[str, str],
+) -> GradientStore:
+    """A new store, for which what was left open is measured first."""
+    with one_thread():
+        sketching, divisor = settle()
+    return GradientStore.create(
+        path,
+        fixed | sketching.space(),
+        origin=origin,
+        shard_rows=SHARD_ROWS,
+        slow_layers=slow_layers,
+        precondition=divisor,
+    )
+
+
 def _make_shards(
-    todo: Sequence[ShardSpec],
-    start: StartWorker,
-    gradients: Pass,
-    encoder: Encoder,
-    *,
-    num_workers: int,
+    todo: Sequence[ShardSpec], begin: Callable[[int], Work], encoder: Encoder, *, num_workers: int
 ) -> None:
-    """One worker works with the model that is loaded; several load their own."""
-    here = start.work_with(gradients, encoder) if num_workers == 1 else None
     guesses = {spec.path: sum(guess_lengths(encoder, spec.rows)) for spec in todo}
     with progress("gradients", sum(guesses.values()), unit="token") as bar:
 
@@ -250,7 +266,6 @@ def _make_shards(
             bar.set_postfix_str(name, refresh=False)
             bar.update(tokens)
 
-        begin = start if here is None else lambda index: here
         for report in run_local(todo, begin, num_workers=num_workers, advance=advance):
             # What is left stays a guess; what is done is known.
             bar.total += report.tokens - guesses[report.spec.path]

@@ -138,6 +138,8 @@ def _serve() -> None:
         if order["do"] == "start":
             answer = os.fork()
             if answer == 0:
+                # A shell that begins something in the background has it ignore interrupts.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 code = _run(order)
                 sys.stdout.flush(), sys.stderr.flush()
                 os._exit(code)  # tearing down a copied interpreter takes a second

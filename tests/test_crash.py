@@ -394,10 +394,11 @@ def test_the_next_run_mends_a_damaged_file_or_refuses_and_names_it(project, worl
 @pytest.mark.parametrize("how", ["flip", "truncate", "remove"])
 @pytest.mark.parametrize("file", DAMAGED)
 def test_a_reader_names_a_damaged_file(world, file, how):
-    """Of gradients and tables it only sees what no longer is an array of the expected kind."""
+    """Of a source's gradients and tables it only sees what is no array of the expected kind; those
+    of targets, and what sums are made of, are held against their receipts."""
     shutil.copytree(world.whole, "s")
     damage(Path("s") / file, how, at=0.9)
-    if how == "flip" and file.endswith(".npy"):
+    if how == "flip" and file.startswith("train") and file.endswith(".npy"):
         assert values_of(Path("s")) != values_of(world.whole)
     else:
         with pytest.raises(GradexError, match=Path(file).name):

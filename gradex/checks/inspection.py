@@ -15,6 +15,7 @@ from jaxtyping import Shaped, UInt64
 from gradex.errors import GradexError, unknown
 from gradex.gradients.collect import OBJECTIVES
 from gradex.gradients.shards import (
+    LEAST_NORM,
     ROW_TYPE,
     ShardPath,
     damages,
@@ -30,7 +31,6 @@ FORGET = "remove the receipts (.json) of these shards, then run project again"
 # A sketch keeps norms in mean, with a relative spread of about 1 / sqrt(2 dim); of few dimensions
 # a row may have next to nothing.
 FACTOR, FEWEST_DIMS = 10.0, 16
-LEAST_NORM = 1e-15  # float32 loses the squares of smaller numbers
 
 
 @dataclass(frozen=True)

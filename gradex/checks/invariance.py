@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gradex.data.tokens import Encoder, Example
 from gradex.gradients.layers import param_count, trainable_slots
 from gradex.gradients.per_sample import LoopPass, Pass
+from gradex.models.load import bare
 from gradex.models.scoring import batch_on
 
 Padding = Literal["right", "left"]
@@ -200,8 +201,3 @@ def positions_from_mask(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def bare(model: Any) -> Any:
-    """The transformers model below an adapter's wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from gradex.adapters import spec as adapters
-from gradex.checks.invariance import Outcome, Setting, Skipped, bare, survey
+from gradex.checks.invariance import Outcome, Setting, Skipped, survey
 from gradex.data.formats import Row
 from gradex.data.tokens import Encoder, Example, encode_all
 from gradex.errors import GradexError
 from gradex.gradients.budget import free_bytes
 from gradex.gradients.per_sample import LoopPass, Pass, make_pass
 from gradex.models.encoding import load_with_encoder, on_best_device
-from gradex.models.load import Base, BaseSpec
+from gradex.models.load import Base, BaseSpec, bare
 from gradex.models.scoring import batch_on
 
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -195,6 +195,8 @@ class LayerAlone:
     def _by_vmap(self, slopes: Callable, x: Tensor, g: Tensor) -> dict[str, Tensor] | None:
         try:
             return vmap(slopes)(x, g)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # what vmap has no rule for, or data-dependent control flow
             self.way = "loop"
             return None

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gradex.data.tokens import Batch, Family
 from gradex.gradients.gather import Consumer, Gathering, SharedInput, Unseen, unseen
 from gradex.gradients.layers import Layer, layers_of, loop_reason, param_count, trainable_slots
+from gradex.models.load import bare
 from gradex.models.losses import Objective, sample_objectives
 from gradex.progress import say_once
 
@@ -88,8 +89,9 @@ class GradientPass:
                 raise unseen(layer.name, "returns more than one tensor")
             shared = gathering.register(layer, kept) if self._recording else None
             tapped = _Tap.apply(output, kept.detach(), self._anchor, gathering, layer, shared)
-            # Some tuners add to their base layer's output in place, which no view allows.
-            return tapped.clone() if layer.name.endswith(".base_layer") else tapped
+            # Models and tuners may add to a layer's output in place, which no view allows; only to
+            # LoRA's own matrices nobody does.
+            return tapped if ".lora_" in layer.name else tapped.clone()
 
         return hook
 
@@ -131,8 +133,7 @@ def _only_input(layer: Layer, args: tuple, kwargs: dict) -> Tensor:
 
 def _trains_head(model: nn.Module, layers: list[Layer]) -> bool:
     """Whether the output embedding holds trained parameters: it must see samples apart then."""
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = bare.get_output_embeddings()
+    head = bare(model).get_output_embeddings()
     inside = {id(module) for module in head.modules()} if head is not None else set()
     return any(id(layer.module) in inside for layer in layers)
 
@@ -185,8 +186,8 @@ def make_pass(model: nn.Module, family: Family, probe: Batch) -> Pass:
     if reason is None:
         try:
             return _audited(GradientPass(model, family), probe)
-        except Unseen as unseen:
-            reason = str(unseen)
+        except Unseen as error:
+            reason = str(error)
     say_once(f"gradients by one backward a sample, which is slow: {reason}", level=logging.WARNING)
     return LoopPass(model, family)
 

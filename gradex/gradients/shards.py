@@ -33,6 +33,7 @@ ROW_TYPE = np.dtype(
     ]
 )
 
+LEAST_NORM = 1e-15  # float32 loses the squares of smaller numbers
 STORED_TYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "int8": np.dtype("i1")}
 MEND = "run project again to redo the shard; `gradex doctor` shows what is wrong"
 RECEIPT = {"rows": int, "rows_hash": str, "files": dict, "left_out": dict, "bad": dict}

@@ -40,7 +40,7 @@ class Sketching:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "Sketching":
-        """From flags (or from a space), where the projector may be `auto` and the budget a word."""
+        """From flags, where the projector may be `auto` and the budget is a word."""
         names = cls.__dataclass_fields__
         made = cls(**{name: settings[name] for name in names})
         budget = str(made.tokens_per_batch)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gradex.errors import GradexError
+from gradex.gradients.shards import LEAST_NORM
 from gradex.gradients.store import Block, GradientStore
 from gradex.models.losses import Objective
 from gradex.progress import say_once
@@ -76,8 +77,9 @@ def _sum_up(store: GradientStore, name: str, objective: Objective) -> SourceSums
 
 
 def _unit_rows(block: Block) -> Float[np.ndarray, "row dim"]:
-    norm = np.maximum(block.table["grad_norm"].astype(np.float64), np.finfo(np.float32).tiny)
-    return block.gradients / norm[:, None]
+    """Rows at unit norm; one whose norm is next to nothing has no direction to speak of."""
+    norm = block.table["grad_norm"].astype(np.float64)[:, None]
+    return np.where(norm > LEAST_NORM, block.gradients / np.maximum(norm, LEAST_NORM), 0.0)
 
 
 def _read(file: Path, dim: int) -> SourceSums | None:

@@ -60,7 +60,7 @@ class Block:
 
 
 class GradientStore:
-    """A store on disk, opened for reading; `create` makes one or checks an existing one."""
+    """A store on disk: `create` makes an empty one, `open` reads one, `enter` plans its shards."""
 
     def __init__(self, path: Path, manifest: dict[str, Any], plan: dict[str, Any]):
         self.path = path

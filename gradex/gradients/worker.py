@@ -7,7 +7,7 @@ from pathlib import Path
 from gradex.adapters import spec as adapters
 from gradex.data.formats import Row
 from gradex.data.tokens import Encoder, encode_all
-from gradex.engines import Advance
+from gradex.engines import Advance, Work
 from gradex.errors import GradexError
 from gradex.gradients.collect import Collector
 from gradex.gradients.per_sample import Pass, make_pass
@@ -63,14 +63,15 @@ class StartWorker:
     divisor: Divisor
     versions: dict[str, str]
 
-    def __call__(self, index: int) -> Callable[[ShardSpec, Advance], Report]:
+    def __call__(self, index: int) -> Work:
         _, gradients, encoder = self.ground.load(index)
-        return self.work_with(gradients, encoder)
+        return self._work_with(gradients, encoder)
 
-    def work_with(
-        self, gradients: Pass, encoder: Encoder
-    ) -> Callable[[ShardSpec, Advance], Report]:
-        """Makes one shard after another with a model that is loaded already."""
+    def begin_with(self, gradients: Pass, encoder: Encoder) -> Callable[[int], Work]:
+        """The same for this process, with a model that is loaded already."""
+        return lambda index: self._work_with(gradients, encoder)
+
+    def _work_with(self, gradients: Pass, encoder: Encoder) -> Work:
         collector = self.sketching.collector(gradients, encoder, self.divisor)
         return lambda spec, advance: make_shard(collector, spec, advance, self.versions)
 

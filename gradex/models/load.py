@@ -97,6 +97,11 @@ def family_of(config) -> Family:
     return "causal"
 
 
+def bare(model: Any) -> Any:
+    """The transformers model below an adapter's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def label_ids(model: nn.Module, labels: Sequence[str]) -> dict[str, int]:
     """Class name -> class index: the model's own names where the data uses them."""
     own = {str(name): int(index) for name, index in model.config.label2id.items()}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from gradex.data.tokens import IGNORED, Batch, Family
+from gradex.models.load import bare
 
 Objective = Literal["loss", "margin"]
 
@@ -65,25 +66,20 @@ def sample_objectives(
         owner = torch.arange(len(labels), device=labels.device)
         return _mean_over_labels(logits, labels, owner, len(labels))
     if family == "seq2seq":
-        inputs["decoder_input_ids"] = _bare(model).prepare_decoder_input_ids_from_labels(labels)
+        inputs["decoder_input_ids"] = bare(model).prepare_decoder_input_ids_from_labels(labels)
     else:
         # The token at one place is predicted from what the model makes of the one before it.
         labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
         inputs["use_cache"] = False
     learned = labels != IGNORED
     places = _label_places(learned, by_sample)
-    with _head_on(_bare(model), learned, places.index) as shown:
+    with _head_on(bare(model), learned, places.index) as shown:
         logits = model(**inputs).logits
     if not shown:
         logits = logits[:, -learned.shape[1] :][learned]
     elif by_sample:
         logits = logits[places.real]
     return _mean_over_labels(logits, labels[learned], learned.nonzero()[:, 0], len(labels))
-
-
-def _bare(model: nn.Module) -> Any:
-    """The transformers model below an adapter's wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class _Places(NamedTuple):

@@ -65,3 +65,13 @@ def test_a_source_without_a_good_row_is_named(tmp_path, make_store, table, gradi
     write_shard(shard, {"": (gradients(2), rows)}, faults=Faults({}, {}), versions={})
     with pytest.raises(GradexError, match="'a' has no good row"):
         source_sums(store, "a")
+
+
+def test_a_row_next_to_nothing_does_not_decide(tmp_path, make_store, gradients, table):
+    """Its norm was lost in float32: over that, it would be longer than all others together."""
+    store = make_store(tmp_path / "s", {"a": gradients(4)})
+    g, rows = gradients(4), table(4)
+    g[2], rows["grad_norm"][2] = 1e-23, 0
+    shard = store.shards("train", "a")[0]
+    write_shard(shard, {"": (g, rows)}, faults=Faults({}, {}), versions={})
+    np.testing.assert_allclose(source_sums(store, "a").total, g[[0, 1, 3]].sum(0), rtol=1e-6)
