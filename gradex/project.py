@@ -31,9 +31,10 @@ from gradex.data.sources import Sources
 from gradex.data.tokens import Encoder, guess_lengths
 from gradex.engines import Work, one_thread, run_local
 from gradex.errors import GradexError
+from gradex.gradients.description import fingerprint
 from gradex.gradients.plan import ShardSpec, plan_shards, require_only_added
 from gradex.gradients.sketching import Divisor, Sketching
-from gradex.gradients.store import GradientStore, fingerprint, open_store
+from gradex.gradients.store import GradientStore, open_store
 from gradex.gradients.worker import Ground, StartWorker, probe_rows
 from gradex.models import load as models
 from gradex.models.load import Base

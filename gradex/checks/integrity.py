@@ -14,7 +14,8 @@ from jaxtyping import UInt64
 from gradex.checks.inspection import REDO, Fault, Inspection, file_names, inspect_shard
 from gradex.data.subsets import encode_name
 from gradex.errors import GradexError
-from gradex.gradients.store import GradientStore, Side, fingerprint
+from gradex.gradients.description import Side, fingerprint
+from gradex.gradients.store import GradientStore
 from gradex.progress import progress
 from gradex.records import read_json
 

@@ -9,6 +9,7 @@ import numpy as np
 from gradex.data.formats import Row
 from gradex.data.sources import Source, Sources
 from gradex.errors import GradexError
+from gradex.gradients.description import Side
 from gradex.gradients.shards import (
     ROW_TYPE,
     ShardPath,
@@ -18,7 +19,7 @@ from gradex.gradients.shards import (
     sha256,
     why_incomplete,
 )
-from gradex.gradients.store import GradientStore, Side
+from gradex.gradients.store import GradientStore
 
 log = logging.getLogger(__name__)
 PARTS: dict[Side, tuple[str, ...]] = {"train": ("train",), "target": ("select", "test")}

@@ -13,9 +13,9 @@ from gradex.data.tokens import Encoder, encode_all
 from gradex.gradients import precondition
 from gradex.gradients.budget import fitting_tokens
 from gradex.gradients.collect import Collector, Differentiate
+from gradex.gradients.description import digest
 from gradex.gradients.per_sample import Pass
 from gradex.gradients.projectors import best_projector, make_projector
-from gradex.gradients.store import digest
 
 AUTO = "auto"
 log = logging.getLogger(__name__)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from gradex.errors import GradexError
+from gradex.gradients.description import digest
 from gradex.gradients.shards import (
     Faults,
     rows_hash,
     why_incomplete,
     write_shard,
 )
-from gradex.gradients.store import GradientStore, digest
+from gradex.gradients.store import GradientStore
 
 
 def test_round_trip_over_shards(tmp_path, make_store, gradients):
