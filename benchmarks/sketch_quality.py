@@ -70,9 +70,7 @@ def measure(sketch: Sketch, seed: int, truth: dict) -> tuple[float, float, float
 
 def rank(store: GradientStore, truth: dict, split: str) -> float:
     names = [entry["target"] for entry in truth["targets"]]
-    fitted = make_estimator("linear", lam=EstimatorArguments().lam).fit(
-        store, targets=names, split=split
-    )
+    fitted = make_estimator(EstimatorArguments()).fit(store, targets=names, split=split)
     found = []
     for column, entry in enumerate(truth["targets"]):
         subsets = [frozenset(point["subset"]) for point in entry["points"]]

@@ -40,7 +40,7 @@ def estimate(config: Config) -> Path:
     store = open_store(config.store)
     resolved = replace(config, store=str(store.path))
     with runs.start("estimate", resolved, output_dir=config.output_dir) as run:
-        fitted = make_estimator(config.estimator, lam=config.lam).fit(store, targets=config.target)
+        fitted = make_estimator(config).fit(store, targets=config.target)
         subsets = find_subsets(
             config.subsets, store.sources, count=config.num_subsets, size=config.subset_size,
             seed=config.seed, store=store.path.name,

@@ -51,7 +51,7 @@ def select_sources(config: Config) -> Path:
     target = store.require_target(config.target)
     resolved = replace(config, store=str(store.path), target=target)
     with runs.start("select_sources", resolved, output_dir=config.output_dir) as run:
-        fitted = make_estimator(config.estimator, lam=config.lam).fit(store, targets=[target])
+        fitted = make_estimator(config).fit(store, targets=[target])
 
         def score(subsets: Sequence[Subset]):
             return fitted.predict(subsets).value[:, 0]

@@ -124,7 +124,7 @@ def _estimates(
 ) -> Estimates:
     """Estimates from one split: the test rows' are held against the truth on the same rows, the
     select rows' are those that a selection goes by."""
-    fitted = make_estimator(config.estimator, lam=config.lam)
+    fitted = make_estimator(config)
     return fitted.fit(store, targets=config.target, split=split).predict(subsets)
 
 

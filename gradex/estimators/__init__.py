@@ -1,13 +1,21 @@
 """What would happen: predicted target losses of fine-tuning on any subset, from the store."""
 
+from collections.abc import Callable, Sequence
+
+from gradex.arguments import EstimatorArguments
+from gradex.data.true_runs import TrueRun
 from gradex.errors import unknown
 from gradex.estimators.linear import Linear
 from gradex.estimators.protocol import Estimator
 
-ESTIMATORS = {"linear": Linear}
+Make = Callable[[EstimatorArguments, Sequence[TrueRun]], Estimator]
+ESTIMATORS: dict[str, Make] = {
+    "linear": lambda a, runs: Linear(lam=a.lam),
+}
 
 
-def make_estimator(name: str, *, lam: float) -> Estimator:
-    if name not in ESTIMATORS:
-        raise unknown("estimator", name, ESTIMATORS, "--estimator")
-    return ESTIMATORS[name](lam=lam)
+def make_estimator(arguments: EstimatorArguments, *, runs: Sequence[TrueRun] = ()) -> Estimator:
+    """The estimator that the flags name; `runs` are true fine-tunes, for those that need them."""
+    if arguments.estimator not in ESTIMATORS:
+        raise unknown("estimator", arguments.estimator, ESTIMATORS, "--estimator")
+    return ESTIMATORS[arguments.estimator](arguments, runs)

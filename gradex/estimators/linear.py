@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from gradex.data.subsets import Subset, membership
-from gradex.errors import GradexError, unknown
-from gradex.estimators.protocol import Estimates
+from gradex.data.subsets import Subset
+from gradex.errors import GradexError
+from gradex.estimators.protocol import Estimates, members, uncalibrated
 from gradex.gradients.statistics import source_sums
 from gradex.gradients.store import Block, GradientStore
 from gradex.progress import progress
@@ -66,16 +66,10 @@ class Linear:
         return self
 
     def predict(self, subsets: Sequence[Subset]) -> Estimates:
-        for name in frozenset().union(*subsets) - set(self.sources_):
-            raise unknown("source", name, self.sources_)
-        if not all(subsets):
-            raise GradexError("found an empty subset; an estimate needs at least one source")
-        member = membership(subsets, self.sources_)
+        member = members(subsets, self.sources_)
         step = max(1, BLOCK_NUMBERS // self.sums_.shape[1] ** 2)
         blocks = [self._predict(member[i : i + step]) for i in range(0, len(member), step)]
-        value = np.concatenate(blocks)
-        nothing = np.full_like(value, np.nan)
-        return Estimates(self.targets_, value, nothing, nothing, calibrated=False)
+        return uncalibrated(self.targets_, np.concatenate(blocks))
 
     def _predict(
         self, member: Float[np.ndarray, "subset source"]

@@ -7,7 +7,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from gradex.data.subsets import Subset
+from gradex.data.subsets import Subset, membership
+from gradex.errors import GradexError, unknown
 from gradex.gradients.store import GradientStore
 
 
@@ -40,3 +41,20 @@ class Estimator(Protocol):
     ) -> "Estimator": ...
 
     def predict(self, subsets: Sequence[Subset]) -> Estimates: ...
+
+
+def members(
+    subsets: Sequence[Subset], sources: Sequence[str]
+) -> Float[np.ndarray, "subset source"]:
+    """The membership matrix; a subset that is empty or names an unknown source is refused."""
+    for name in sorted(frozenset().union(*subsets) - set(sources)):
+        raise unknown("source", name, sources)
+    if not all(subsets):
+        raise GradexError("found an empty subset; an estimate needs at least one source")
+    return membership(subsets, sources)
+
+
+def uncalibrated(targets: Sequence[str], value: Float[np.ndarray, "subset target"]) -> Estimates:
+    """Values that rank subsets, without an interval."""
+    nothing = np.full_like(value, np.nan)
+    return Estimates(list(targets), value, nothing, nothing, calibrated=False)

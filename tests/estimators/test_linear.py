@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gradex.arguments import EstimatorArguments
 from gradex.errors import GradexError
 from gradex.estimators import make_estimator
 from gradex.estimators.linear import Linear
@@ -113,4 +114,4 @@ def test_unknown_and_empty_subsets_are_refused(world):
     with pytest.raises(GradexError, match="empty subset"):
         fitted.predict([frozenset()])
     with pytest.raises(GradexError, match="known are: linear"):
-        make_estimator("cubic", lam=1.0)
+        make_estimator(EstimatorArguments(estimator="cubic"))
