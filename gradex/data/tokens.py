@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from gradex.data.formats import BadRow, Messages, Row
+from gradex.data.sources import Sources
 from gradex.errors import GradexError
 from gradex.progress import say_once
 
@@ -255,6 +256,14 @@ def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         tokens += lengths[position]
     if batch:
         yield batch
+
+
+def class_names(sources: Sources, *, among: Container[str] | None = None) -> list[str]:
+    """The classes of the labelled rows, where there are any; `among` some ids only."""
+    rows = [row for source in sources.values() for split in source.rows.values() for row in split]
+    known = [row for row in rows if among is None or row.id in among]
+    labelled = [row for row in known if row.label is not None]
+    return label_names(labelled) if labelled else []
 
 
 def label_names(rows: Iterable[Row]) -> list[str]:

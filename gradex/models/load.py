@@ -42,6 +42,17 @@ class BaseSpec:
         return str(MODEL_DIR) if self.path == DEMO else self.path
 
 
+def base_spec(settings: dict[str, Any]) -> BaseSpec:
+    """The base model of a run's settings."""
+    return BaseSpec(
+        path=settings["model_name_or_path"],
+        dtype="bfloat16" if settings["bf16"] else "float32",
+        qlora=settings["qlora"],
+        trust_remote_code=settings["trust_remote_code"],
+        allow_pickle=settings["allow_pickle"],
+    )
+
+
 @dataclass
 class Base:
     """A loaded base model with its tokenizer."""

@@ -1,12 +1,12 @@
 """From the settings of a run to loaded things: sources, base model, encoder, examples."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from gradex.data.sources import Sources, SplitRule, load_sources
-from gradex.data.tokens import Encoder, Example, encode_all, label_names, log_bad
+from gradex.data.tokens import Encoder, Example, class_names, encode_all, log_bad
 from gradex.errors import GradexError
 from gradex.models.encoding import load_with_encoder
 from gradex.models.load import Base, BaseSpec
@@ -40,14 +40,6 @@ def load_base_and_encoder(
 ) -> tuple[Base, Encoder]:
     """The base model and the encoder that turns the sources' rows into its ids."""
     return load_with_encoder(spec, class_names(sources), max_length=max_length)
-
-
-def class_names(sources: Sources, *, among: Container[str] | None = None) -> list[str]:
-    """The classes of the labelled rows, where there are any; `among` some ids only."""
-    rows = [row for source in sources.values() for split in source.rows.values() for row in split]
-    known = [row for row in rows if among is None or row.id in among]
-    labelled = [row for row in known if row.label is not None]
-    return label_names(labelled) if labelled else []
 
 
 def training_examples(

@@ -7,7 +7,7 @@ from typing import Any
 from gradex.adapters.spec import AdapterSpec
 from gradex.arguments import TrainArguments
 from gradex.errors import GradexError
-from gradex.models.load import BaseSpec
+from gradex.models.load import BaseSpec, base_spec
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,6 @@ class Recipe:
     num_nodes: int = 1
     strategy: str = "auto"
     seed: int = 0
-
-
-def base_spec(settings: dict[str, Any]) -> BaseSpec:
-    """The base model of a run's settings."""
-    return BaseSpec(
-        path=settings["model_name_or_path"],
-        dtype="bfloat16" if settings["bf16"] else "float32",
-        qlora=settings["qlora"],
-        trust_remote_code=settings["trust_remote_code"],
-        allow_pickle=settings["allow_pickle"],
-    )
 
 
 def make_recipe(settings: dict[str, Any]) -> Recipe:
