@@ -7,10 +7,12 @@ from gradex.data.true_runs import TrueRun
 from gradex.errors import unknown
 from gradex.estimators.linear import Linear
 from gradex.estimators.protocol import Estimator
+from gradex.estimators.shift import Shift
 
 Make = Callable[[EstimatorArguments, Sequence[TrueRun]], Estimator]
 ESTIMATORS: dict[str, Make] = {
     "linear": lambda a, runs: Linear(lam=a.lam),
+    "shift": lambda a, runs: Shift(Linear(lam=a.lam)),
 }
 
 
