@@ -13,6 +13,7 @@ STAGES = {
     "meta_train": "train one adapter on all sources",
     "project": "one sketched gradient per row, kept in a gradient store",
     "estimate": "predict the target loss of fine-tuning on any subset of the sources",
+    "trust": "measure how far from the meta adapter the estimates can be trusted",
     "select_sources": "search the subsets for the sources worth training on",
     "finetune": "fine-tune the base model on a selection",
     "verify": "true fine-tunes of held-out subsets beside their estimates",

@@ -18,8 +18,10 @@ from gradex.arguments import EstimatorArguments, SubsetArguments
 from gradex.config import main, option
 from gradex.data.subsets import Subset, find_subsets, format_subset
 from gradex.estimators import make_estimator
-from gradex.estimators.protocol import Estimates
-from gradex.gradients.store import open_store
+from gradex.estimators.protocol import Estimates, Estimator, members
+from gradex.estimators.shift import Displacing
+from gradex.estimators.trust import find_trust, outside
+from gradex.gradients.store import GradientStore, open_store
 
 SHOWN = 5  # targets whose best subset is named on the screen
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ def estimate(config: Config) -> Path:
         )  # fmt: skip
         estimates = fitted.predict(subsets)
         write_estimates(run.part / "estimates.csv", estimates, subsets, store.sources)
+    _warn_outside(store, fitted, subsets)
     for column, target in enumerate(estimates.targets[:SHOWN]):
         best = int(estimates.value[:, column].argmin())
         log.info(
@@ -55,6 +58,21 @@ def estimate(config: Config) -> Path:
             format_subset(subsets[best], store.sources),
         )  # fmt: skip
     return run.path / "estimates.csv"
+
+
+def _warn_outside(store: GradientStore, fitted: Estimator, subsets: Sequence[Subset]) -> None:
+    """Say how many subsets lead farther than first-order changes were found to hold."""
+    trust = find_trust(store)
+    if trust is None or not isinstance(fitted, Displacing):
+        return
+    distances = trust.distances(fitted.displacements(members(subsets, store.sources)))
+    far = distances[outside(trust.radius, distances)]
+    if len(far):
+        log.warning(
+            "%d of %d subsets lie farther from the meta adapter (%.2g to %.2g of its norm) than "
+            "first-order changes hold (%.2g); see %s",
+            len(far), len(subsets), far.min(), far.max(), trust.radius, trust.folder,
+        )  # fmt: skip
 
 
 def write_estimates(
