@@ -142,6 +142,25 @@ def require_one_device(config: TrainArguments, why: str) -> None:
 
 
 @dataclass(frozen=True)
+class TrialArguments(TrainArguments):
+    """True fine-tunes of many subsets, which are compared with one another."""
+
+    start: Literal["base", "meta"] = option(
+        "base", "train a fresh adapter on the base, or go on from that of the meta-training"
+    )
+    target: list[str] | None = option(None, "targets to measure; default: all of the store")
+
+    def __post_init__(self):
+        TrainArguments.__post_init__(self)
+        require_one_device(self, "each of these fine-tunes runs on one device")
+        if self.num_train_epochs is not None:
+            raise GradexError(
+                "--num_train_epochs: every subset is trained for the same number of steps; say "
+                "--max_steps"
+            )
+
+
+@dataclass(frozen=True)
 class EstimatorArguments:
     """Which store, and how to estimate from it."""
 

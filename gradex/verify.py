@@ -3,13 +3,12 @@
     python -m gradex.verify --num_subsets 8
     python -m gradex.verify --subsets sampled_tasks/mine.txt
 
-Every subset is trained from the base for the same number of optimizer steps. Finished ones are
-kept, so that an interrupted verification goes on with the next.
+Every subset is trained from the same start for the same number of optimizer steps. Finished ones
+are kept, so that an interrupted verification goes on with the next.
 """
 
 import csv
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +21,10 @@ from gradex import runs
 from gradex.arguments import (
     EstimatorArguments,
     TrainArguments,
+    TrialArguments,
     TrustArguments,
     combined,
     keep,
-    require_one_device,
 )
 from gradex.config import (
     main,
@@ -36,24 +35,13 @@ from gradex.config import (
     with_defaults,
 )
 from gradex.data.metrics import relative_error, spearman
-from gradex.data.sources import Sources
 from gradex.data.subsets import Subset, format_subset, read_subsets, sample_subsets
-from gradex.errors import GradexError
+from gradex.data.true_runs import scores_of
 from gradex.estimators import make_estimator
 from gradex.estimators.protocol import Estimates
 from gradex.gradients.store import GradientStore, open_store
-from gradex.models.encoding import on_best_device
-from gradex.progress import progress
-from gradex.records import read_json, write_json
-from gradex.training.fit import fit
-from gradex.training.prepare import (
-    load_base_and_encoder,
-    load_data,
-    require_same_data,
-    test_scores,
-    training_examples,
-)
-from gradex.training.recipe import Recipe, make_recipe
+from gradex.records import write_json
+from gradex.training.trials import make_trials
 
 MIXED_SIZES = (0.5, 0.25, 0.75)
 SUMMARY = ("target", "spearman", "n", "select_spearman")
@@ -61,32 +49,25 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Config(TrainArguments, TrustArguments, EstimatorArguments):
+class Config(TrialArguments, TrustArguments, EstimatorArguments):
     num_subsets: int = option(8, "random subsets to fine-tune on")
     subset_size: float | None = option(
         None, "their size as a share of the sources; default: a half, a quarter, three quarters"
     )
     subsets: str | None = option(None, "a file of subsets, one a line; default: random ones")
-    target: list[str] | None = option(None, "targets to measure; default: all of the store")
     subset_seed: int = option(1, "seed of the random subsets")
     output_dir: str | None = option(None, "the run's folder; default: runs/verify/UTC-TIME")
 
     def __post_init__(self):
         EstimatorArguments.__post_init__(self)
-        TrainArguments.__post_init__(self)
+        TrialArguments.__post_init__(self)
         require_positive(self, "num_subsets")
         require_not_negative(self, "subset_seed")
         require_fraction(self, "subset_size")
-        require_one_device(self, "each of these fine-tunes runs on one device")
 
 
 def verify(config: Config) -> Path:
     """Returns the run folder: verify.json, verify.csv, config.yaml."""
-    if config.num_train_epochs is not None:
-        raise GradexError(
-            "--num_train_epochs: every subset is trained for the same number of steps; say "
-            "--max_steps"
-        )
     store = open_store(config.store)
     recorded = store.recorded_settings()
     config = replace(config, store=str(store.path))
@@ -96,8 +77,10 @@ def verify(config: Config) -> Path:
     chosen_by = _estimates(config, store, subsets, split="select")
     inputs = (store.fingerprint, store.data_hashes(), [sorted(subset) for subset in subsets])
     with runs.start("verify", config, output_dir=config.output_dir, inputs=inputs) as run:
-        trials = _make_trials(combined(recorded, config), store, estimates.targets)
-        truth = trials.run(subsets, run.part / "trials", order=store.sources)
+        settings = combined(recorded, config)
+        trials = make_trials(settings, store, estimates.targets, start=config.start)
+        found = trials.run(subsets, run.part / "trials", order=store.sources)
+        truth = scores_of(found, trials.targets, split="test")
         table = [
             _target_table(column, estimates, chosen_by, truth, subsets=subsets, store=store)
             for column in range(truth.shape[1])
@@ -128,60 +111,11 @@ def _estimates(
     return fitted.fit(store, targets=config.target, split=split).predict(subsets)
 
 
-def _make_trials(
-    settings: dict[str, Any], store: GradientStore, targets: Sequence[str]
-) -> "_Trials":
-    sources = load_data(settings)
-    require_same_data(sources, store.data_hashes(), where=str(store.path))
-    return _Trials(make_recipe(settings), sources, settings["max_length"], list(targets))
-
-
 def _held_out(config: Config, names: Sequence[str]) -> list[Subset]:
     if config.subsets:
         return read_subsets(Path(config.subsets), names)
     sizes = [config.subset_size] if config.subset_size else MIXED_SIZES
     return sample_subsets(names, config.num_subsets, sizes=sizes, seed=config.subset_seed)
-
-
-@dataclass(frozen=True)
-class _Trials:
-    """True fine-tunes, a folder each; one whose result lies there is not run again."""
-
-    recipe: Recipe
-    sources: Sources
-    max_length: int
-    targets: list[str]
-
-    def run(
-        self, subsets: Sequence[Subset], folder: Path, *, order: Sequence[str]
-    ) -> Float[np.ndarray, "subset target"]:
-        """The test losses after training on each subset."""
-        truth = []
-        with progress("true fine-tunes", len(subsets), unit="run") as bar:
-            for index, subset in enumerate(subsets):
-                file = folder / f"{index:04d}" / "result.json"
-                if not file.exists():
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    scores = self._train(subset, file.parent)
-                    words = format_subset(subset, order)
-                    write_json(file, {"subset": words, "scores": scores})
-                    shutil.rmtree(file.parent / "checkpoints")
-                result = read_json(file, "the result of a true fine-tune", {"scores": dict})
-                truth.append([result["scores"][target]["loss"] for target in self.targets])
-                bar.update()
-        return np.array(truth)
-
-    def _train(self, subset: Subset, folder: Path) -> dict[str, dict[str, float]]:
-        base, encoder = load_base_and_encoder(
-            self.recipe.base, self.sources, max_length=self.max_length
-        )
-        names = [name for name in self.sources.trainable if name in subset]
-        examples, _ = training_examples(encoder, self.sources, names)
-        model, _ = fit(
-            self.recipe, base, examples=examples, encoder=encoder, folder=folder, name=folder.name
-        )
-        model = on_best_device(replace(base, model=model)).model
-        return test_scores(model, self.sources, encoder, self.targets)
 
 
 def _target_table(

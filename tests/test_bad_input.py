@@ -916,11 +916,11 @@ def test_a_fine_tune_of_another_selection_is_not_taken_up(monkeypatch, copied):
 
 
 def test_a_true_fine_tune_of_another_subset_is_not_taken_up(monkeypatch, made):
-    """Trials are kept by their number: the numbers of one subset file must not enter another's."""
-    from gradex import verify as module
+    """Trials are kept in the run's folder: those of one subset file must not enter another's."""
+    from gradex.training.trials import Trials
 
     check = ["verify", "--store", str(made.store), "--subsets", "subsets.txt", "--output_dir"]
-    train, count = module._Trials._train, []
+    train, count = Trials._train, []
 
     def dying(self, *arguments):
         count.append(arguments)
@@ -930,7 +930,7 @@ def test_a_true_fine_tune_of_another_subset_is_not_taken_up(monkeypatch, made):
 
     write("subsets.txt", "one\ntwo\n")
     with monkeypatch.context() as patch:
-        patch.setattr(module._Trials, "_train", dying)
+        patch.setattr(Trials, "_train", dying)
         assert main([*check, "run"]) == 130
     write("subsets.txt", "three\ntwo\n")
     assert main([*check, "fresh"]) == 0

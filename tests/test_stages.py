@@ -45,6 +45,7 @@ from gradex.select_sources import Config as SelectConfig
 from gradex.select_sources import select_sources
 from gradex.selection.choice import Selection
 from gradex.training.prepare import load_base_and_encoder
+from gradex.training.trials import Trials
 from gradex.verify import Config as VerifyConfig
 from gradex.verify import verify
 
@@ -131,8 +132,8 @@ def test_a_chain_of_thought_is_scored_by_its_answer(model_folder, tmp_path, kind
     results = json.loads((finetune(FinetuneConfig()) / "results.json").read_text())
     assert 0 <= results["tuned"]["answer"] <= 1
     run = verify(VerifyConfig(num_subsets=1))
-    trial = json.loads((run / "trials/0000/result.json").read_text())
-    assert all("answer" in scores for scores in trial["scores"].values())
+    [trial] = [json.loads(file.read_text()) for file in run.glob("trials/*/result.json")]
+    assert all("answer" in scores["test"] for scores in trial["scores"].values())
 
 
 def test_half_precision_goes_the_same_way(model_folder, toy_tasks):
@@ -249,19 +250,17 @@ def test_a_killed_projection_goes_on_to_the_same_store(model_folder, tmp_path):
 
 
 def test_verify_keeps_finished_fine_tunes(model_folder, toy_tasks, monkeypatch):
-    from gradex import verify as module
-
     meta_train(meta_config(model_folder("llama"), toy_tasks))
     project(ProjectConfig(project_dim=20))
-    train, count = module._Trials._train, []
+    train, count = Trials._train, []
 
-    def dying(self, subset, folder):
-        count.append(subset)
+    def dying(self, *arguments):
+        count.append(arguments)
         if len(count) == 3:
             raise KeyboardInterrupt
-        return train(self, subset, folder)
+        return train(self, *arguments)
 
-    monkeypatch.setattr(module._Trials, "_train", dying)
+    monkeypatch.setattr(Trials, "_train", dying)
     with pytest.raises(KeyboardInterrupt):
         verify(VerifyConfig(num_subsets=4))
     verify(VerifyConfig(num_subsets=4))

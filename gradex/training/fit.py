@@ -1,4 +1,4 @@
-"""Follow a recipe: attach an adapter, train it with Lightning, go on where a run broke off."""
+"""Follow a recipe: train an adapter with Lightning, go on where a run broke off."""
 
 import logging
 import signal
@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from gradex.adapters.spec import attach
+from gradex.adapters.spec import attach, load
 from gradex.data.tokens import Encoder, Example
 from gradex.errors import GradexError
 from gradex.models.load import Base
@@ -32,14 +32,16 @@ def fit(
     encoder: Encoder,
     folder: Path,
     name: str,
+    start: Path | None = None,
 ) -> tuple[nn.Module, list[float]]:
     """The trained model (base with adapter, eval mode) and the loss of every optimizer step.
 
+    Training begins with the adapter in the folder `start`, or with a new one of the recipe.
     Checkpoints go to `folder`/checkpoints; where one lies there, training goes on from it.
     """
     if not examples:
         raise GradexError(f"{name}: no row to train on")
-    model = attach(base, recipe.adapter, seed=recipe.seed)
+    model = load(base, start) if start else attach(base, recipe.adapter, seed=recipe.seed)
     module = FineTuner(model.train(), recipe, examples=examples, encoder=encoder)
     curve = LossCurve(name, steps=recipe.max_steps, accumulate=recipe.accumulate)
     saver = ModelCheckpoint(
