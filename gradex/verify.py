@@ -1,21 +1,20 @@
 """True fine-tunes of held-out subsets beside their estimates, on the targets' test rows.
 
     python -m gradex.verify --num_subsets 8
-    python -m gradex.verify --subsets sampled_tasks/mine.txt
+    python -m gradex.verify --subsets sampled_tasks/mine.txt --start meta
 
 Every subset is trained from the same start for the same number of optimizer steps. Finished ones
-are kept, so that an interrupted verification goes on with the next.
+are kept, so that an interrupted verification goes on with the next. The estimator stands beside
+the baselines and beside the mean of the other runs, which needs no gradient at all.
 """
 
 import csv
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from jaxtyping import Float
 
 from gradex import runs
 from gradex.arguments import (
@@ -34,17 +33,25 @@ from gradex.config import (
     require_positive,
     with_defaults,
 )
-from gradex.data.metrics import relative_error, spearman
 from gradex.data.subsets import Subset, format_subset, read_subsets, sample_subsets
-from gradex.data.true_runs import scores_of
-from gradex.estimators import make_estimator
+from gradex.data.true_runs import TrueRun, scores_of, write_runs
+from gradex.errors import GradexError
+from gradex.estimators import BASELINES, make_estimator
 from gradex.estimators.protocol import Estimates
 from gradex.gradients.store import GradientStore, open_store
 from gradex.records import write_json
+from gradex.reporting.evidence import (
+    Losses,
+    Prediction,
+    Truth,
+    from_other_runs,
+    lines,
+    target_evidence,
+    write_evidence,
+)
 from gradex.training.trials import make_trials
 
 MIXED_SIZES = (0.5, 0.25, 0.75)
-SUMMARY = ("target", "spearman", "n", "select_spearman")
 log = logging.getLogger(__name__)
 
 
@@ -67,103 +74,110 @@ class Config(TrialArguments, TrustArguments, EstimatorArguments):
 
 
 def verify(config: Config) -> Path:
-    """Returns the run folder: verify.json, verify.csv, config.yaml."""
+    """Returns the run folder: verify.json, verify.csv, evidence.csv, runs.json, config.yaml."""
     store = open_store(config.store)
     recorded = store.recorded_settings()
     config = replace(config, store=str(store.path))
     config = with_defaults(config, keep(recorded, TrainArguments))
-    subsets = _held_out(config, store.sources)
-    estimates = _estimates(config, store, subsets, split="test")
-    chosen_by = _estimates(config, store, subsets, split="select")
+    anchors: list[TrueRun] = []  # what the estimates are calibrated on is no evidence for them
+    subsets = _held_out(config, store.sources, exclude=[run.subset for run in anchors])
+    predictions, missing = _predictions(config, store, subsets, anchors=anchors)
     inputs = (store.fingerprint, store.data_hashes(), [sorted(subset) for subset in subsets])
     with runs.start("verify", config, output_dir=config.output_dir, inputs=inputs) as run:
-        settings = combined(recorded, config)
-        trials = make_trials(settings, store, estimates.targets, start=config.start)
+        targets = predictions[0].test.targets
+        trials = make_trials(combined(recorded, config), store, targets, start=config.start)
         found = trials.run(subsets, run.part / "trials", order=store.sources)
-        truth = scores_of(found, trials.targets, split="test")
+        truth = Truth(*(scores_of(found, targets, split=split) for split in ("test", "select")))
+        predictions += from_other_runs(subsets, truth, targets)
+        named = [[name for name in store.sources if name in subset] for subset in subsets]
         table = [
-            _target_table(column, estimates, chosen_by, truth, subsets=subsets, store=store)
-            for column in range(truth.shape[1])
+            target_evidence(column, predictions, missing, truth.test)
+            | {"points": _points(column, named, predictions[0].test, truth.test)}
+            for column in range(len(targets))
         ]
         content = {
             "store": str(store.path),
             "estimator": config.estimator,
-            "calibrated": estimates.calibrated,
+            "calibrated": predictions[0].test.calibrated,
+            "start": config.start,
             "steps": trials.recipe.max_steps,
             "targets": table,
         }
         write_json(run.part / "verify.json", content)
-        _write_csv(run.part / "verify.csv", table)
+        write_runs(run.part / "runs.json", found, recipe=trials.recipe_hash)
+        write_evidence(run.part / "evidence.csv", table)
+        _write_points(run.part / "verify.csv", table)
     for entry in table:
-        log.info(
-            "%s: Spearman %.2f over %d fine-tunes (of estimates from select rows: %.2f)",
-            *(entry[key] for key in SUMMARY),
-        )
+        log.info("%s", "\n".join(lines(entry)))
     return run.path
 
 
-def _estimates(
-    config: Config, store: GradientStore, subsets: Sequence[Subset], *, split: str
-) -> Estimates:
-    """Estimates from one split: the test rows' are held against the truth on the same rows, the
-    select rows' are those that a selection goes by."""
-    fitted = make_estimator(config)
-    return fitted.fit(store, targets=config.target, split=split).predict(subsets)
-
-
-def _held_out(config: Config, names: Sequence[str]) -> list[Subset]:
+def _held_out(config: Config, names: Sequence[str], *, exclude: Sequence[Subset]) -> list[Subset]:
+    """Subsets to fine-tune on, none of those that are excluded."""
     if config.subsets:
-        return read_subsets(Path(config.subsets), names)
-    sizes = [config.subset_size] if config.subset_size else MIXED_SIZES
-    return sample_subsets(names, config.num_subsets, sizes=sizes, seed=config.subset_seed)
+        drawn = [s for s in read_subsets(Path(config.subsets), names) if s not in set(exclude)]
+    else:
+        sizes = [config.subset_size] if config.subset_size else MIXED_SIZES
+        drawn = sample_subsets(
+            names, config.num_subsets, sizes=sizes, seed=config.subset_seed, exclude=exclude
+        )
+    if not drawn:
+        raise GradexError(
+            "no subset to verify: the estimates are calibrated on every one of these; name others "
+            "with --subsets, or another --subset_size"
+        )
+    return drawn
 
 
-def _target_table(
-    column: int,
-    estimates: Estimates,
-    chosen_by: Estimates,
-    truth: Float[np.ndarray, "subset target"],
-    *,
-    subsets: Sequence[Subset],
-    store: GradientStore,
-) -> dict[str, Any]:
-    """One target: rank correlation and errors, beside the best constant of the other runs."""
-    predicted, true = estimates.value[:, column], truth[:, column]
-    points = [
-        {"subset": [n for n in store.sources if n in s], "estimate": float(e), "truth": float(t)}
-        for s, e, t in zip(subsets, predicted, true, strict=True)
-    ]
-    return {
-        "target": estimates.targets[column],
-        "n": len(points),
-        "spearman": _spearman(predicted, true),
-        "select_spearman": _spearman(chosen_by.value[:, column], true),
-        "relative_error": relative_error(predicted.tolist(), true.tolist()),
-        "constant_relative_error": relative_error(_mean_of_others(true).tolist(), true.tolist()),
-        "points": points,
-    }
+def _predictions(
+    config: Config, store: GradientStore, subsets: Sequence[Subset], *, anchors: Sequence[TrueRun]
+) -> tuple[list[Prediction], dict[str, str]]:
+    """The estimator's, then the baselines'; and why some of these cannot be had."""
+    found, missing = [_prediction(config, store, subsets, anchors=anchors)], {}
+    for name in BASELINES:
+        if name != config.estimator:
+            try:
+                rival = replace(config, estimator=name)
+                found.append(_prediction(rival, store, subsets, anchors=anchors))
+            except GradexError as error:
+                missing[name] = str(error)
+    return found, missing
 
 
-def _spearman(estimate: np.ndarray, truth: np.ndarray) -> float:
-    return spearman(estimate.tolist(), truth.tolist())
+def _prediction(
+    config: Config, store: GradientStore, subsets: Sequence[Subset], *, anchors: Sequence[TrueRun]
+) -> Prediction:
+    test, select = (
+        make_estimator(config, runs=anchors)
+        .fit(store, targets=config.target, split=split)
+        .predict(subsets)
+        for split in ("test", "select")
+    )
+    in_losses = test.calibrated or config.estimator not in BASELINES
+    return Prediction(config.estimator, test, select, in_losses=in_losses)
 
 
-def _mean_of_others(values: np.ndarray) -> np.ndarray:
-    """For each value the mean of all others: what one would say without any estimate."""
-    if len(values) < 2:
-        return np.full_like(values, np.nan)
-    return (values.sum() - values) / (len(values) - 1)
+def _points(
+    column: int, named: Sequence[list[str]], estimates: Estimates, truth: Losses
+) -> list[dict[str, Any]]:
+    """A target's fine-tunes one by one: what was estimated, within which bounds, and what came."""
+    sides = (estimates.value, truth, estimates.low, estimates.high)
+    keys = ("estimate", "truth", "low", "high")
+    rows = zip(*(side[:, column].tolist() for side in sides), strict=True)
+    known = [{k: None if math.isnan(x) else x for k, x in zip(keys, r, strict=True)} for r in rows]
+    return [{"subset": names} | row for names, row in zip(named, known, strict=True)]
 
 
-def _write_csv(path: Path, targets: Sequence[dict[str, Any]]) -> None:
+def _write_points(path: Path, targets: Sequence[dict[str, Any]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["subset", "target", "estimate", "truth"])
+        keys = ("estimate", "truth", "low", "high")
+        table.writerow(["subset", "target", *keys])
         for entry in targets:
             for point in entry["points"]:
                 words = format_subset(frozenset(point["subset"]), point["subset"])
-                numbers = (point["estimate"], point["truth"])
-                table.writerow([words, entry["target"], *(f"{x:.6g}" for x in numbers)])
+                numbers = ["" if point[key] is None else f"{point[key]:.6g}" for key in keys]
+                table.writerow([words, entry["target"], *numbers])
 
 
 if __name__ == "__main__":

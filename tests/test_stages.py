@@ -2,11 +2,13 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from gradex.config import RECORD_KEYS, main
 from gradex.data.demo import write_world
 from gradex.data.sources import load_sources
 from gradex.data.tokens import collate
+from gradex.data.true_runs import read_runs
 from gradex.errors import GradexError
 from gradex.estimate import Config as EstimateConfig
 from gradex.estimate import estimate
@@ -265,6 +268,32 @@ def test_verify_keeps_finished_fine_tunes(model_folder, toy_tasks, monkeypatch):
         verify(VerifyConfig(num_subsets=4))
     verify(VerifyConfig(num_subsets=4))
     assert len(count) == 5  # two kept, the third begun again, and the fourth
+
+
+def test_verify_goes_on_from_the_adapter_of_the_store(model_folder, toy_tasks):
+    """With steps of next to no length every fine-tune ends at the losses that the store recorded;
+    without the adapter, or with another one, there is nothing to go on from."""
+    meta = meta_train(meta_config(model_folder("llama"), toy_tasks))
+    store = GradientStore.open(project(ProjectConfig(project_dim=20)))
+    meta_train(meta_config(model_folder("llama"), toy_tasks, seed=1))  # newer, not the store's
+    still = VerifyConfig(num_subsets=1, start="meta", learning_rate=1e-12)
+    run = verify(still)
+    for entry in json.loads((run / "verify.json").read_text())["targets"]:
+        recorded = float(store.target(entry["target"], "test").table["loss"].mean())
+        assert [p["truth"] for p in entry["points"]] == pytest.approx([recorded], rel=1e-4)
+    assert [r.subset for r in read_runs(run / "runs.json")[0]] == [
+        frozenset(p["subset"]) for p in entry["points"]
+    ]
+    with pytest.raises(GradexError, match="lora_r: found 4, but --start meta"):
+        verify(replace(still, lora_r=4))
+    weights = load_file(meta / "adapter/adapter_model.safetensors")
+    save_file({n: w + 1 for n, w in weights.items()}, meta / "adapter/adapter_model.safetensors")
+    with pytest.raises(GradexError, match=r"not the adapter .* --start base"):
+        verify(still)
+    for folder in runs.finished("meta_train"):
+        shutil.rmtree(folder / "adapter")
+    with pytest.raises(GradexError, match=r"no run of meta_train .* --start base"):
+        verify(still)
 
 
 def test_the_pipeline_does_not_repeat_finished_stages(model_folder, toy_tasks, monkeypatch):

@@ -137,6 +137,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def relative_error(estimate: Sequence[float], truth: Sequence[float]) -> float:
-    """Mean of |estimate - truth| / truth."""
+    """Mean of |estimate - truth| / |truth|; nan where a truth is 0, or there is none."""
     estimate, truth = np.asarray(estimate, dtype=float), np.asarray(truth, dtype=float)
+    if not truth.all() or not len(truth):
+        return float("nan")
     return float(np.mean(np.abs(estimate - truth) / np.abs(truth)))

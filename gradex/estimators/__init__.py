@@ -14,6 +14,8 @@ ESTIMATORS: dict[str, Make] = {
     "linear": lambda a, runs: Linear(lam=a.lam),
     "shift": lambda a, runs: Shift(Linear(lam=a.lam)),
 }
+# Cheap ones, which verify holds beside the others. Their raw values are no losses.
+BASELINES: tuple[str, ...] = ()
 
 
 def make_estimator(arguments: EstimatorArguments, *, runs: Sequence[TrueRun] = ()) -> Estimator:

@@ -198,3 +198,5 @@ def test_spearman_of_nothing_to_rank(first, second):
 def test_relative_error():
     assert relative_error([1.0, 3.0], [2.0, 2.0]) == 0.5
     assert relative_error([2.0], [-1.0]) == 3.0
+    assert math.isnan(relative_error([2.0, 1.0], [0.0, 1.0]))
+    assert math.isnan(relative_error([], []))
