@@ -100,6 +100,7 @@ def transfer(config: Config) -> Path:
     _say_what_is_missing(config, contexts, affinity)
     for column, target in enumerate(targets):
         log.info("%s: %s", target, _sentence(found, column))
+    log.info("intervals are over %d contexts; the estimator may err beyond them", len(contexts))
     return run.path
 
 
@@ -135,7 +136,7 @@ def _write_effects(path: Path, found: Effects, targets: Sequence[str]) -> None:
 
 
 def _write_affinity(path: Path, affinity: Affinity, targets: Sequence[str]) -> None:
-    """One line a target and pair; a pair that was in every context alone is left empty."""
+    """One line a target and pair; a pair without a third source in any context is left empty."""
     lines = (
         [target, affinity.sources[i], affinity.sources[j], affinity.matrices[row, i, j]]
         for row, target in enumerate(targets)
@@ -174,15 +175,15 @@ def _summary(
         "targets": [
             {
                 "target": target,
-                "helps": [found.sources[i] for i in _certain(found, column, sign=-1)],
-                "hurts": [found.sources[i] for i in _certain(found, column, sign=1)],
+                "helps": [found.sources[i] for i in _clear(found, column, sign=-1)],
+                "hurts": [found.sources[i] for i in _clear(found, column, sign=1)],
             }
             for column, target in enumerate(targets)
         ],
     }
 
 
-def _certain(found: Effects, column: int, *, sign: int) -> list[int]:
+def _clear(found: Effects, column: int, *, sign: int) -> list[int]:
     """Sources whose whole interval lies on one side of zero, the strongest first."""
     effect = sign * found.mean[:, column]
     order = np.argsort(-effect, kind="stable")
@@ -219,8 +220,8 @@ def _say_what_is_missing(config: Config, contexts: Sequence[Subset], affinity: A
 
 
 def _sentence(found: Effects, column: int) -> str:
-    helps = _named(found, column, _certain(found, column, sign=-1))
-    hurts = _named(found, column, _certain(found, column, sign=1))
+    helps = _named(found, column, _clear(found, column, sign=-1))
+    hurts = _named(found, column, _clear(found, column, sign=1))
     return f"helped by {helps}; hurt by {hurts}"
 
 
@@ -233,7 +234,7 @@ def _named(found: Effects, column: int, rows: Sequence[int]) -> str:
         for i in rows[:SHOWN]
     ]
     more = [f"{len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
-    return ", ".join([*shown, *more]) or "no source for certain"
+    return ", ".join([*shown, *more]) or "no source clearly"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import pdist
 
 from gradex.reporting.inline_svg import INK, STYLE, UNIT
 from gradex.reporting.names import short
@@ -52,9 +53,10 @@ def effects_map(found: Effects, targets: Sequence[str], *, unit: str) -> Figure:
     _frame_own(axes, names, columns)
     title = "Each source's effect"
     if max(found.mean.shape) > MOST:
-        title += f" ({len(names)} of {len(found.sources)}, {len(columns)} of {len(targets)})"
+        title += f" ({len(names)} of {len(found.sources)} sources, "
+        title += f"{len(columns)} of {len(targets)} targets)"
     axes.set_title(title, pad=10)
-    axes.set_xlabel("hatched: could be zero (5–95%)", loc="left", labelpad=8)
+    axes.set_xlabel("hatched: interval over contexts holds zero", loc="left", labelpad=8)
     _colour_bar(figure, image, f"change of the estimate\n({unit})", ("helps", "hurts"))
     return figure
 
@@ -96,7 +98,7 @@ def _by_likeness(matrix: Float[np.ndarray, "source source"]) -> list[int]:
     """Leaves of a clustering of the rows, in the order that has most alike neighbours."""
     if len(matrix) < 3:
         return list(range(len(matrix)))
-    tree = linkage(matrix, method="average", optimal_ordering=True)
+    tree = linkage(pdist(matrix), method="average", optimal_ordering=True)
     return [int(i) for i in leaves_list(tree)]
 
 
@@ -136,7 +138,7 @@ def _signed_square(value: np.ndarray) -> np.ndarray:
 
 
 def _hatch(axes: Axes, cells: Bool[np.ndarray, "row column"]) -> None:
-    squares = [_square(row, column) for row, column in np.argwhere(cells)]
+    squares = [_square(row, column) for row, column in np.argwhere(cells).tolist()]
     look = {"facecolor": "none", "edgecolor": INK, "linewidth": 0, "hatch": "////"}
     axes.add_collection(PatchCollection(squares, gid="uncertain", **look), autolim=False)
 
@@ -147,7 +149,7 @@ def _square(row: int, column: int, **look: Any) -> Rectangle:
 
 def _write_numbers(axes: Axes, image: AxesImage, *, hidden: Bool[np.ndarray, "row column"]) -> None:
     digits = _digits(image.norm.vmax)
-    for row, column in np.argwhere(~hidden):
+    for row, column in np.argwhere(~hidden).tolist():
         value = float(image.get_array()[row, column])
         deep = abs(float(image.norm(value)) - 0.5) > DEEP
         look = {"ha": "center", "va": "center", "color": "white" if deep else DARK}
