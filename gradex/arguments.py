@@ -165,11 +165,12 @@ class EstimatorArguments:
     """Which store, and how to estimate from it."""
 
     store: str | None = option(None, "a gradient store; default: the newest run of project's")
-    estimator: str = option("linear", "the estimator: linear")
-    lam: float = option(0.01, "ridge strength, as a share of the rows' mean squared norm")
+    estimator: str = option("linear", "the estimator: linear or flow")
+    lam: float = option(0.01, "linear: ridge, as a share of the rows' mean squared norm")
+    t: float = option(300.0, "flow: time of training, over the rows' mean squared norm")
 
     def __post_init__(self):
-        require_positive(self, "lam")
+        require_positive(self, "lam", "t")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from gradex.arguments import EstimatorArguments
 from gradex.data.true_runs import TrueRun
 from gradex.errors import unknown
+from gradex.estimators.flow import Flow
 from gradex.estimators.linear import Linear
 from gradex.estimators.protocol import Estimator
 from gradex.estimators.shift import Shift
@@ -13,6 +14,7 @@ Make = Callable[[EstimatorArguments, Sequence[TrueRun]], Estimator]
 ESTIMATORS: dict[str, Make] = {
     "linear": lambda a, runs: Linear(lam=a.lam),
     "shift": lambda a, runs: Shift(Linear(lam=a.lam)),
+    "flow": lambda a, runs: Flow(t=a.t),
 }
 # Cheap ones, which verify holds beside the others. Their raw values are no losses.
 BASELINES: tuple[str, ...] = ()

@@ -1,10 +1,10 @@
 """Sums over the rows of a source, all that linear-algebra estimators read: built once, then kept.
 
-    A = sum g g^T,   b = sum g,   n      over the source's good rows, each at unit norm
+    A = sum g g^T,   b = sum g,   n      over the source's good rows, seen as a RowView says
 
-They lie in `stats/<key>.npz` of the store. The key is a hash of the shards they were made of, so
-that a source that has grown is summed anew and no other is. They are derived: a missing or damaged
-file is made again, and a store that cannot be written to is only slower.
+They lie in `stats/<key>.npz` of the store. The key is a hash of the view and of the shards they
+were made of, so that a source that has grown is summed anew and no other is. They are derived: a
+missing or damaged file is made again, and a store that cannot be written to is only slower.
 """
 
 import hashlib
@@ -16,13 +16,14 @@ import numpy as np
 from jaxtyping import Float
 
 from gradex.errors import GradexError
-from gradex.gradients.shards import LEAST_NORM
-from gradex.gradients.store import Block, GradientStore
+from gradex.gradients.row_views import RowView
+from gradex.gradients.store import GradientStore
 from gradex.models.losses import Objective
 from gradex.progress import say_once
 from gradex.records import replacing
 
-VERSION = "unit-1"
+VERSION = "view-1"
+UNIT = RowView("unit")
 
 
 @dataclass(frozen=True)
@@ -39,33 +40,37 @@ class SourceSums:
         return self.matrix.T @ self.matrix if self.is_rows else self.matrix
 
 
-def source_sums(store: GradientStore, name: str, *, objective: Objective = "loss") -> SourceSums:
+def source_sums(
+    store: GradientStore, name: str, *, objective: Objective = "loss", view: RowView = UNIT
+) -> SourceSums:
     """The sums of a source, from the store's cache or in one pass over its shards."""
-    file = store.path / "stats" / f"{_key(store, name, objective)}.npz"
-    found = _read(file, store.dim)
+    file = store.path / "stats" / f"{_key(store, name, objective, view)}.npz"
+    found = _read(file, view.dim(store))
     if found is None:
-        found = _sum_up(store, name, objective)
+        found = _sum_up(store, name, objective, view)
         _write(file, found)
     return found
 
 
-def _key(store: GradientStore, name: str, objective: Objective) -> str:
+def _key(store: GradientStore, name: str, objective: Objective, view: RowView) -> str:
     digests = [receipt["files"] for receipt in store.receipts("train", name)]
-    return hashlib.sha256(repr((VERSION, objective, digests)).encode()).hexdigest()[:32]
+    what = repr((VERSION, objective, view.key, digests))
+    return hashlib.sha256(what.encode()).hexdigest()[:32]
 
 
-def _sum_up(store: GradientStore, name: str, objective: Objective) -> SourceSums:
+def _sum_up(store: GradientStore, name: str, objective: Objective, view: RowView) -> SourceSums:
     # Kept under the hash of the right gradients, wrong sums would outlive the shard's repair.
     store.require_undamaged("train", name)
-    total, count = np.zeros(store.dim), 0
+    dim = view.dim(store)
+    total, count = np.zeros(dim), 0
     rows: list[np.ndarray] = []
     gram: np.ndarray | None = None
     for block in store.blocks("train", name, objective=objective):
-        unit = _unit_rows(block)
-        total += unit.sum(0)
-        count += len(unit)
-        rows.append(unit)
-        if gram is not None or count >= store.dim:
+        seen = view(block)
+        total += seen.sum(0)
+        count += len(seen)
+        rows.append(seen)
+        if gram is not None or count >= dim:
             added = sum(part.T @ part for part in rows)
             gram = added if gram is None else gram + added
             rows.clear()
@@ -74,12 +79,6 @@ def _sum_up(store: GradientStore, name: str, objective: Objective) -> SourceSums
     if gram is None:
         return SourceSums(total, count, np.concatenate(rows), is_rows=True)
     return SourceSums(total, count, np.asarray(gram), is_rows=False)
-
-
-def _unit_rows(block: Block) -> Float[np.ndarray, "row dim"]:
-    """Rows at unit norm; one whose norm is next to nothing has no direction to speak of."""
-    norm = block.table["grad_norm"].astype(np.float64)[:, None]
-    return np.where(norm > LEAST_NORM, block.gradients / np.maximum(norm, LEAST_NORM), 0.0)
 
 
 def _read(file: Path, dim: int) -> SourceSums | None:
