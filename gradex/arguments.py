@@ -168,9 +168,12 @@ class EstimatorArguments:
     estimator: str = option("linear", "the estimator: linear or flow")
     lam: float = option(0.01, "linear: ridge, as a share of the rows' mean squared norm")
     t: float = option(300.0, "flow: time of training, over the rows' mean squared norm")
+    compress: int | None = option(
+        None, "dims that the rows are compressed to first; default: as many as memory allows"
+    )
 
     def __post_init__(self):
-        require_positive(self, "lam", "t")
+        require_positive(self, "lam", "t", "compress")
 
 
 @dataclass(frozen=True)

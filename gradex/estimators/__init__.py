@@ -15,6 +15,8 @@ ESTIMATORS: dict[str, Make] = {
     "linear": lambda a, runs: Linear(lam=a.lam),
     "shift": lambda a, runs: Shift(Linear(lam=a.lam)),
     "flow": lambda a, runs: Flow(t=a.t),
+    "linear": lambda a, runs: Linear(lam=a.lam, compress=a.compress),
+    "flow": lambda a, runs: Flow(t=a.t, compress=a.compress),
 }
 # Cheap ones, which verify holds beside the others. Their raw values are no losses.
 BASELINES: tuple[str, ...] = ()

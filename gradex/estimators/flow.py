@@ -23,6 +23,9 @@ class Flow(Regression):
         t: float = 300.0,
         source_norm: RowNorm = "unit",
         target_norm: RowNorm = "soft",
+        compress: int | None = None,
     ):
-        super().__init__(gradient_flow(t), source_norm=source_norm, target_norm=target_norm)
+        super().__init__(
+            gradient_flow(t), source_norm=source_norm, target_norm=target_norm, compress=compress
+        )
         self.t = t

@@ -22,6 +22,9 @@ class Linear(Regression):
         lam: float = 0.01,
         source_norm: RowNorm = "unit",
         target_norm: RowNorm = "soft",
+        compress: int | None = None,
     ):
-        super().__init__(ridge(lam), source_norm=source_norm, target_norm=target_norm)
+        super().__init__(
+            ridge(lam), source_norm=source_norm, target_norm=target_norm, compress=compress
+        )
         self.lam = lam

@@ -9,7 +9,8 @@ are one matrix product; they are packed, half the numbers of full ones.
 Target rows are soft by default and in units of loss: g m / (norm(g) + m), m their median norm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,12 +18,13 @@ from jaxtyping import Float
 
 from gradex.data.subsets import Subset
 from gradex.errors import GradexError
+from gradex.estimators.packed import diagonal
+from gradex.estimators.packed_sums import compressed_dim, packed_sums
 from gradex.estimators.protocol import Estimates, members, uncalibrated
-from gradex.estimators.solves import Solve, diagonal, pack, packed_size
-from gradex.gradients.row_views import RowNorm, require_row_norm, row_weights, source_view
-from gradex.gradients.statistics import source_sums
+from gradex.estimators.solves import Solve
+from gradex.gradients.compress import Compression, compress, report
+from gradex.gradients.row_views import RowNorm, RowView, require_row_norm, row_weights, source_view
 from gradex.gradients.store import Block, GradientStore
-from gradex.progress import progress
 
 BLOCK_SUBSETS = 64  # solved at once: enough for the matrix product to be one of matrices
 BLOCK_BYTES = 2**27
@@ -33,9 +35,10 @@ class Regression:
     """See the module. Fitted values end in an underscore."""
 
     def __init__(
-        self, solve: Solve, *, source_norm: RowNorm = "unit", target_norm: RowNorm = "soft"
+        self, solve: Solve, *, source_norm: RowNorm, target_norm: RowNorm, compress: int | None
     ):
         self.solve = solve
+        self.compress = compress
         self.source_norm = require_row_norm(source_norm)
         self.target_norm = require_row_norm(target_norm)
 
@@ -52,7 +55,6 @@ class Regression:
         self.targets_ = list(targets or store.targets)
         if not self.sources_ or not self.targets_:
             raise GradexError(f"{store.path}: holds no source or no target; run project again")
-        self._sum_up(store)
         rows = [store.target(name, split) for name in self.targets_]
         self.loss_: Float[np.ndarray, " target"] = np.array(
             [float(block.table["loss"].mean()) for block in rows]
@@ -60,43 +62,53 @@ class Regression:
         self.slope_: Float[np.ndarray, "target dim"] = np.stack(
             [target_slope(block, self.target_norm) for block in rows]
         )
+        view = source_view(store, self.sources_, self.source_norm)
+        self.compression_ = self._compression(store, view)
+        if self.compression_:
+            view = replace(view, basis=self.compression_.basis)
+        self.grams_, self.sums_, self.counts_ = packed_sums(store, self.sources_, view)
+        traces = self.grams_[:, diagonal(self.sums_.shape[1])].sum(1, dtype=np.float64)
+        _require_sound(traces, self.sources_, store)
+        kept = self.compression_.kept if self.compression_ else 1.0
+        self.tau_ = float(traces.sum() / self.counts_.sum()) / kept
         return self
 
-    def _sum_up(self, store: GradientStore) -> None:
-        view = source_view(store, self.sources_, self.source_norm)
-        count, dim = len(self.sources_), view.dim(store)
-        self.grams_: Float[np.ndarray, "source packed"] = np.empty((count, packed_size(dim)))
-        self.sums_: Float[np.ndarray, "source dim"] = np.empty((count, dim))
-        self.counts_: Float[np.ndarray, " source"] = np.empty(count)
-        with progress("statistics", count, unit="source") as bar:
-            for i, name in enumerate(self.sources_):
-                found = source_sums(store, name, view=view)
-                self.grams_[i] = pack(found.gram)
-                self.sums_[i], self.counts_[i] = found.total, found.count
-                bar.update()
-        traces = self.grams_[:, diagonal(dim)].sum(1)
-        _require_sound(traces, self.sources_, store)
-        self.tau_ = float(traces.sum() / self.counts_.sum())
+    def _compression(self, store: GradientStore, view: RowView) -> Compression | None:
+        """Fewer dimensions for the source rows, where they are asked for or memory asks."""
+        dim = compressed_dim(store.dim, len(self.sources_), asked=self.compress)
+        if dim is None:
+            return None
+        found = compress(store, dim, sources=self.sources_, view=view)
+        report(found, self.slope_)
+        return found
 
     def predict(self, subsets: Sequence[Subset]) -> Estimates:
-        z = self.displacements(members(subsets, self.sources_))
-        return uncalibrated(self.targets_, self.loss_ + z @ self.slope_.T)
+        member = members(subsets, self.sources_)
+        value = np.concatenate([self.loss_ + z @ self.slope_.T for z in self._blocks(member)])
+        return uncalibrated(self.targets_, value)
 
     def displacements(
         self, member: Float[np.ndarray, "subset source"]
     ) -> Float[np.ndarray, "subset dim"]:
         """z for each row of a membership matrix."""
-        step = min(BLOCK_SUBSETS, max(1, BLOCK_BYTES // self.grams_[0].nbytes))
-        parts = [member[i : i + step] for i in range(0, len(member), step)]
-        return np.concatenate([self._block(part) for part in parts])
+        return np.concatenate(list(self._blocks(member)))
 
-    def _block(self, member: Float[np.ndarray, "subset source"]) -> Float[np.ndarray, "subset dim"]:
+    def _blocks(
+        self, member: Float[np.ndarray, "subset source"]
+    ) -> Iterator[Float[np.ndarray, "_ dim"]]:
+        step = min(BLOCK_SUBSETS, max(1, BLOCK_BYTES // self.grams_[0].nbytes))
+        for start in range(0, len(member), step):
+            z = self._solved(member[start : start + step])
+            yield z @ self.compression_.basis.T if self.compression_ else z
+
+    def _solved(
+        self, member: Float[np.ndarray, "subset source"]
+    ) -> Float[np.ndarray, "subset small"]:
         share = member / (member @ self.counts_)[:, None]
-        z = self.solve(share @ self.grams_, share @ self.sums_, self.tau_)
+        gram = (share.astype(self.grams_.dtype) @ self.grams_).astype(np.float64, copy=False)
+        z = self.solve(gram, share @ self.sums_, self.tau_)
         for row in np.flatnonzero(~np.isfinite(z).all(1)):
-            names = [
-                name for name, within in zip(self.sources_, member[row], strict=True) if within
-            ]
+            names = [self.sources_[i] for i in np.flatnonzero(member[row])]
             raise GradexError(
                 f"the gradients of {', '.join(names[:5])}{', ...' if names[5:] else ''} leave "
                 "directions open, so that the regression has no solution; raise --lam"

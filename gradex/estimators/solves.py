@@ -3,9 +3,7 @@
     ridge            z = -(A + lam tau I)^-1 b
     gradient flow    z = -f(A / tau) b / tau,   f(w) = (1 - exp(-t w)) / w
 
-Matrices are packed: the numbers of one triangle, in the rectangular order that LAPACK factors as
-fast as a full matrix (Gustavson et al., "Rectangular Full Packed Format for Cholesky's Algorithm",
-ACM TOMS 37, 2010, arXiv 0901.1696). They are overwritten. Where a factorisation fails, z is nan.
+Matrices are packed (see packed), and overwritten. Where a factorisation fails, z is nan.
 
 f is smooth in the resolvent R = (I + t A / (c tau))^-1, whose eigenvalues lie in (0, 1] however
 large t is, so that a short Chebyshev series in R gives f(A) b to rounding: one factorisation and a
@@ -21,25 +19,14 @@ from jaxtyping import Float
 from numpy.polynomial import chebyshev
 from scipy.linalg import lapack
 
+from gradex.estimators.packed import diagonal
+
 Grams = Float[np.ndarray, "subset packed"]
 Vectors = Float[np.ndarray, "subset dim"]
 Solve = Callable[[Grams, Vectors, float], Vectors]  # A and b of some subsets, tau -> z
 
 DEGREE = 24  # of the series: |f - series| is below 1e-11 t
 POLE = 19.5  # c: where the series of this degree is closest
-
-
-def packed_size(dim: int) -> int:
-    return dim * (dim + 1) // 2
-
-
-def pack(gram: Float[np.ndarray, "dim dim"]) -> Float[np.ndarray, " packed"]:
-    return lapack.dtrttf(gram)[0]
-
-
-def unpack(packed: Float[np.ndarray, " packed"], dim: int) -> Float[np.ndarray, "dim dim"]:
-    upper = np.triu(lapack.dtfttr(dim, packed)[0])
-    return upper + np.triu(upper, 1).T
 
 
 def ridge(lam: float) -> Solve:
@@ -108,9 +95,3 @@ def _coefficients() -> list[float]:
         return -np.expm1(-x) / x
 
     return chebyshev.chebinterpolate(of, DEGREE).tolist()
-
-
-@cache
-def diagonal(dim: int) -> np.ndarray:
-    """Where a packed matrix keeps its diagonal."""
-    return np.flatnonzero(pack(np.eye(dim)))

@@ -11,6 +11,7 @@ without lifting those that are close to nothing.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -39,7 +40,7 @@ class RowView:
     def dim(self, store: GradientStore) -> int:
         return store.dim if self.basis is None else self.basis.shape[1]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What tells sums over rows of two views apart."""
         basis = b"" if self.basis is None else np.ascontiguousarray(self.basis).tobytes()

@@ -2,25 +2,20 @@
 
     A = sum g g^T,   b = sum g,   n      over the source's good rows, seen as a RowView says
 
-They lie in `stats/<key>.npz` of the store. The key is a hash of the view and of the shards they
-were made of, so that a source that has grown is summed anew and no other is. They are derived: a
-missing or damaged file is made again, and a store that cannot be written to is only slower.
+They are kept under a hash of the view and of the shards they were made of, so that a source that
+has grown is summed anew and no other is.
 """
 
-import hashlib
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from gradex.errors import GradexError
+from gradex.gradients.derived import Arrays, derived, source_digests
 from gradex.gradients.row_views import RowView
 from gradex.gradients.store import GradientStore
 from gradex.models.losses import Objective
-from gradex.progress import say_once
-from gradex.records import replacing
 
 VERSION = "view-1"
 UNIT = RowView("unit")
@@ -44,21 +39,16 @@ def source_sums(
     store: GradientStore, name: str, *, objective: Objective = "loss", view: RowView = UNIT
 ) -> SourceSums:
     """The sums of a source, from the store's cache or in one pass over its shards."""
-    file = store.path / "stats" / f"{_key(store, name, objective, view)}.npz"
-    found = _read(file, view.dim(store))
-    if found is None:
-        found = _sum_up(store, name, objective, view)
-        _write(file, found)
-    return found
+    kept = derived(
+        store,
+        (VERSION, objective, view.key, source_digests(store, name)),
+        lambda: _sum_up(store, name, objective, view),
+        is_whole=lambda arrays: _is_whole(arrays, view.dim(store)),
+    )
+    return SourceSums(kept["total"], int(kept["count"]), kept["matrix"], bool(kept["is_rows"]))
 
 
-def _key(store: GradientStore, name: str, objective: Objective, view: RowView) -> str:
-    digests = [receipt["files"] for receipt in store.receipts("train", name)]
-    what = repr((VERSION, objective, view.key, digests))
-    return hashlib.sha256(what.encode()).hexdigest()[:32]
-
-
-def _sum_up(store: GradientStore, name: str, objective: Objective, view: RowView) -> SourceSums:
+def _sum_up(store: GradientStore, name: str, objective: Objective, view: RowView) -> Arrays:
     # Kept under the hash of the right gradients, wrong sums would outlive the shard's repair.
     store.require_undamaged("train", name)
     dim = view.dim(store)
@@ -76,36 +66,17 @@ def _sum_up(store: GradientStore, name: str, objective: Objective, view: RowView
             rows.clear()
     if count == 0:
         raise GradexError(f"{store.path}: source '{name}' has no good row; select without it")
-    if gram is None:
-        return SourceSums(total, count, np.concatenate(rows), is_rows=True)
-    return SourceSums(total, count, np.asarray(gram), is_rows=False)
+    matrix = np.concatenate(rows) if gram is None else np.asarray(gram)
+    return {
+        "total": total,
+        "count": np.array(count),
+        "matrix": matrix,
+        "is_rows": np.array(gram is None),
+    }
 
 
-def _read(file: Path, dim: int) -> SourceSums | None:
-    try:
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as kept:
-            found = SourceSums(
-                kept["total"], int(kept["count"]), kept["matrix"], bool(kept["is_rows"])
-            )
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # zip and array readers raise whatever they stumble over
-        say_once(f"{file}: damaged ({error}), made again", level=logging.WARNING)
-        return None
-    whole = found.matrix.shape == (found.count if found.is_rows else dim, dim)
-    return found if whole and found.total.shape == (dim,) else None
-
-
-def _write(file: Path, sums: SourceSums) -> None:
-    try:
-        file.parent.mkdir(exist_ok=True)
-        with replacing(file) as stream:
-            np.savez(
-                stream,
-                total=sums.total,
-                count=sums.count,
-                matrix=sums.matrix,
-                is_rows=sums.is_rows,
-            )
-    except (OSError, GradexError) as error:
-        say_once(f"statistics are not kept: {error}", level=logging.WARNING)
+def _is_whole(arrays: Arrays, dim: int) -> bool:
+    if set(arrays) != {"total", "count", "matrix", "is_rows"}:
+        return False
+    rows = int(arrays["count"]) if arrays["is_rows"] else dim
+    return arrays["matrix"].shape == (rows, dim) and arrays["total"].shape == (dim,)
