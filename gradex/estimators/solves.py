@@ -5,10 +5,11 @@
 
 Matrices are packed (see packed), and overwritten. Where a factorisation fails, z is nan.
 
-f is smooth in the resolvent R = (I + t A / (c tau))^-1, whose eigenvalues lie in (0, 1] however
-large t is, so that a short Chebyshev series in R gives f(A) b to rounding: one factorisation and a
-few solves instead of an eigendecomposition, as in rational Krylov methods with one repeated pole
-(Moret & Novati, "RD-rational approximations of the matrix exponential", BIT 44, 2004).
+With the resolvent R = (I + t A / (c tau))^-1, f(A / tau) = t R h(R), and h is smooth and far from
+zero on [0, 1], where the eigenvalues of R lie however large t is. A short Chebyshev series of h
+gives every component of z to 3e-10 of itself, by one factorisation and a few solves instead of an
+eigendecomposition: a rational method with one repeated pole (Moret & Novati, "RD-rational
+approximations of the matrix exponential", BIT 44, 2004).
 """
 
 from collections.abc import Callable
@@ -25,8 +26,8 @@ Grams = Float[np.ndarray, "subset packed"]
 Vectors = Float[np.ndarray, "subset dim"]
 Solve = Callable[[Grams, Vectors, float], Vectors]  # A and b of some subsets, tau -> z
 
-DEGREE = 24  # of the series: |f - series| is below 1e-11 t
-POLE = 19.5  # c: where the series of this degree is closest
+DEGREE = 22  # of the series
+POLE = 16.5  # c: where the series of this degree is closest
 
 
 def ridge(lam: float) -> Solve:
@@ -67,31 +68,32 @@ def _ridge(
 def _resolvent_series(
     matrix: Float[np.ndarray, " packed"], vector: Float[np.ndarray, " dim"]
 ) -> Float[np.ndarray, " dim"]:
-    """sum_j c_j T_j(2 R - I) v with R the inverse of the matrix, by the three-term recurrence."""
+    """R h(R) v with R the inverse of the matrix, by the recurrence of Chebyshev polynomials."""
     dim = len(vector)
     factor, failed = lapack.dpftrf(dim, matrix, overwrite_a=1)
     if failed:
         return np.full(dim, np.nan)
 
-    def shifted(v: Float[np.ndarray, " dim"]) -> Float[np.ndarray, " dim"]:
-        return 2 * lapack.dpftrs(dim, factor, v[:, None])[0][:, 0] - v
+    def resolved(v: Float[np.ndarray, " dim"]) -> Float[np.ndarray, " dim"]:
+        return lapack.dpftrs(dim, factor, v[:, None])[0][:, 0]
 
     first, second, *rest = _coefficients()
-    before, now = vector, shifted(vector)
+    before = resolved(vector)
+    now = 2 * resolved(before) - before
     out = first * before + second * now
     for coefficient in rest:
-        before, now = now, 2 * shifted(now) - before
+        before, now = now, 4 * resolved(now) - 2 * now - before
         out += coefficient * now
     return out
 
 
 @cache
 def _coefficients() -> list[float]:
-    """Of (1 - exp(-x)) / x as a series in 2 r - 1, with r = 1 / (1 + x / POLE)."""
+    """Of h = (1 - exp(-x)) / (x r), x = POLE (1 - r) / r, as a series in 2 r - 1."""
 
     def of(node: Float[np.ndarray, " node"]) -> Float[np.ndarray, " node"]:
         r = (1 + node) / 2
         x = POLE * (1 - r) / r
-        return -np.expm1(-x) / x
+        return -np.expm1(-x) / (x * r)
 
     return chebyshev.chebinterpolate(of, DEGREE).tolist()

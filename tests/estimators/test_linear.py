@@ -2,38 +2,14 @@
 
 import numpy as np
 import pytest
+from planted import store_of, unit
 
 from gradex.arguments import EstimatorArguments
 from gradex.errors import GradexError
 from gradex.estimators import make_estimator
 from gradex.estimators.linear import Linear
-from gradex.gradients.shards import ROW_TYPE, Faults, write_shard
-from gradex.gradients.store import GradientStore
 
 DIM = 6
-
-
-def store_of(path, sources: dict, targets: dict, *, loss: float = 1.5) -> GradientStore:
-    space = {
-        "project_dim": DIM,
-        "differentiate": "loss",
-        "dtype": "float32",
-        "precondition": "none",
-    }
-    store = GradientStore.create(path, space, origin={}, shard_rows=8)
-    for side, named in (("train", sources), ("target", targets)):
-        for name, gradients in named.items():
-            rows = np.zeros(len(gradients), ROW_TYPE)
-            rows["id"] = [f"{name}{i}" for i in range(len(rows))]
-            rows["split"] = "train" if side == "train" else "select"
-            rows["grad_norm"] = np.linalg.norm(gradients, axis=1)
-            rows["ok"], rows["scale"], rows["loss"] = True, 1, loss
-            for i, shard in enumerate(store.enter(side, name, rows=len(rows), data_hash="h")):
-                part = slice(8 * i, 8 * i + 8)
-                pair = (gradients[part].astype(np.float32), rows[part])
-                write_shard(shard, {"": pair}, faults=Faults({}, {}), versions={})
-    store.save_plan()
-    return GradientStore.open(path)
 
 
 @pytest.fixture
@@ -73,6 +49,27 @@ def test_equals_stacked_least_squares(world, lam):
     assert not found.calibrated and np.isnan(found.low).all()
 
 
+def test_exact_where_the_model_is_linear(tmp_path):
+    """Losses that fall by g w along the planted w: each source's rows all ask for a fall of one,
+    and where one w gives it to all of them, the estimate finds the targets' losses after it."""
+    rng = np.random.default_rng(3)
+    w = rng.normal(size=DIM)
+    w /= np.linalg.norm(w)
+
+    def rows(count):  # unit rows with g w = -0.4 exactly: what the regression asks for, scaled
+        away = rng.normal(size=(count, DIM))
+        away -= np.outer(away @ w, w)
+        return np.sqrt(1 - 0.16) * unit(away) - 0.4 * w
+
+    sources = {name: rows(n) for name, n in zip("abc", (9, 20, 12), strict=True)}
+    target = {"t": unit(rng.normal(size=(50, DIM)))}
+    store = store_of(tmp_path / "s", sources, target)
+    fitted = Linear(lam=1e-9, target_norm="raw").fit(store)
+    moved = 1.5 + target["t"].mean(0) @ (w / 0.4)
+    subsets = [frozenset("a"), frozenset("bc"), frozenset("abc")]
+    np.testing.assert_allclose(fitted.predict(subsets).value[:, 0], moved, rtol=1e-5)
+
+
 def test_rows_of_any_length_weigh_the_same(world, tmp_path):
     sources, targets, store = world
     scaled = {name: 100 * g if name == "a" else g for name, g in sources.items()}
@@ -83,14 +80,6 @@ def test_rows_of_any_length_weigh_the_same(world, tmp_path):
         Linear().fit(other).predict(subsets).value,
         rtol=1e-5,
     )
-
-
-def test_blocks_do_not_change_the_estimates(world, monkeypatch):
-    *_, store = world
-    subsets = [frozenset(s) for s in ("a", "b", "ab", "cd", "abcd")]
-    whole = Linear().fit(store).predict(subsets).value
-    monkeypatch.setattr("gradex.estimators.regression.BLOCK_SUBSETS", 1)
-    np.testing.assert_allclose(Linear().fit(store).predict(subsets).value, whole, rtol=1e-10)
 
 
 def test_a_planted_helper_is_ranked_first(tmp_path):
