@@ -63,11 +63,7 @@ def require_row_norm(kind: str) -> RowNorm:
     return kind
 
 
-def source_view(
-    store: GradientStore,
-    sources: Sequence[str],
-    norm: RowNorm,
-) -> RowView:
+def source_view(store: GradientStore, sources: Sequence[str], norm: RowNorm) -> RowView:
     """The view of these sources' rows; the median is that of all of them together."""
     if norm != "soft":
         return RowView(norm)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from planted import store_of
 
+from gradex.arguments import EstimatorArguments
 from gradex.errors import GradexError
-from gradex.estimators import packed_sums
+from gradex.estimators import make_estimator, packed_sums
 from gradex.estimators.flow import Flow
 from gradex.estimators.linear import Linear
 from gradex.estimators.packed import pack
@@ -95,6 +96,15 @@ def test_norms_equal_the_slow_way(store, sources, targets, source_norm, target_n
     estimator = Linear(lam=0.1, source_norm=source_norm, target_norm=target_norm)
     Linear(lam=0.1).fit(store)
     np.testing.assert_allclose(values(estimator, store), wanted, rtol=1e-5)
+
+
+def test_made_from_the_flags():
+    flags = EstimatorArguments(estimator="flow", t=5.0, compress=2)
+    made = make_estimator(flags)
+    assert isinstance(made, Flow) and (made.t, made.compress) == (5.0, 2)
+    for wrong in ({"t": 0.0}, {"compress": 0}):
+        with pytest.raises(GradexError, match=f"--{next(iter(wrong))}: found 0"):
+            EstimatorArguments(**wrong)
 
 
 def test_an_unknown_norm_is_refused():
