@@ -122,9 +122,7 @@ def measure_dim(dim: int, repeats: int) -> dict[str, list[float]]:
 
 
 def print_speed(repeats: int) -> None:
-    print(
-        "| subsets, k numbers a row | k | a second | microseconds | times the recipe | from - to |"
-    )
+    print("| subsets | k | a second | microseconds each | times the recipe | from - to |")
     print("|---|---:|---:|---:|---:|---:|")
     for dim in SUBSETS:
         times = measure_dim(dim, repeats)
