@@ -12,11 +12,9 @@ from gradex.estimators.shift import Shift
 
 Make = Callable[[EstimatorArguments, Sequence[TrueRun]], Estimator]
 ESTIMATORS: dict[str, Make] = {
-    "linear": lambda a, runs: Linear(lam=a.lam),
-    "shift": lambda a, runs: Shift(Linear(lam=a.lam)),
-    "flow": lambda a, runs: Flow(t=a.t),
     "linear": lambda a, runs: Linear(lam=a.lam, compress=a.compress),
     "flow": lambda a, runs: Flow(t=a.t, compress=a.compress),
+    "shift": lambda a, runs: Shift(Linear(lam=a.lam)),
 }
 # Cheap ones, which verify holds beside the others. Their raw values are no losses.
 BASELINES: tuple[str, ...] = ()
