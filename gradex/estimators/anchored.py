@@ -1,0 +1,178 @@
+"""From estimates to outcomes: a Gaussian process over a handful of true fine-tunes, the anchors.
+
+For one target and subset S with the standardised estimate f(S), the outcome y (a loss or a metric
+on a scale without bounds, in units of its spread) is
+
+    y(S) = SLOPE f(S) + g(S) + noise,    g ~ GP(0, k)
+    k(S, S') = WIDE + a f f' + b exp(-(f - f')^2 / 2) + c exp(-d(S, S')^2 / 2)
+
+that is: a straight line that the estimate is believed to lie near, a smooth bend of it, and a
+residual that subsets share which hold the same sources. In d a source counts as much as the
+estimates say that it matters for the target, so that an anchor teaches about the sources that
+decide. The four variances are common to all targets: the few anchors of each would not fix them.
+
+Method: Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), equations 2.25,
+2.26, 5.8 and 5.12; the kernel on membership as in "Efficient Estimation of Kernel Surrogate Models
+for Task Attribution" (arXiv 2602.03783).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import minimize
+from scipy.stats import norm
+
+SLOPE = 0.8  # of the outcome on the estimate, both in units of their spread
+WIDE = 25.0  # variance of the intercept: nothing is known of it
+# Medians of the variances a, b, c and of the noise, and their spread in e-folds.
+PRIOR = np.log([0.5, 0.3, 0.1, 0.05])
+SPREAD_OF_PRIOR = 1.0
+# The spread of an outcome, taken for as much as so many anchors say.
+USUAL_SPREAD, ITS_WEIGHT = 1.0, 2.0
+TOTAL_RELEVANCE = 6.5  # so that two random halves of the sources lie 1.8 lengths apart
+EVEN_SHARE = 0.1  # of the relevance, spread evenly over the sources
+
+Variances = Float[np.ndarray, "4"]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Subsets as one target sees them: standardised estimates and weighted memberships."""
+
+    estimate: Float[np.ndarray, " subset"]
+    member: Float[np.ndarray, "subset source"]
+
+    def __getitem__(self, chosen: Sequence[int] | np.ndarray) -> "Points":
+        return Points(self.estimate[chosen], self.member[chosen])
+
+
+def relevances(effects: Float[np.ndarray, " source"]) -> Float[np.ndarray, " source"]:
+    """Weights of the sources in d, from their estimated effects on one target."""
+    square = effects**2
+    if not square.any():
+        square = np.ones_like(square)
+    share = (1 - EVEN_SHARE) * square / square.sum() + EVEN_SHARE / len(square)
+    return np.sqrt(TOTAL_RELEVANCE * share)
+
+
+def kernel(
+    first: Points, second: Points, variances: Variances
+) -> Float[np.ndarray, "first second"]:
+    line, bend, member, _ = variances
+    apart = first.estimate[:, None] - second.estimate
+    return (
+        WIDE
+        + line * np.outer(first.estimate, second.estimate)
+        + bend * np.exp(-(apart**2) / 2)
+        + member * np.exp(-_squared_distances(first.member, second.member) / 2)
+    )
+
+
+def _squared_distances(
+    first: Float[np.ndarray, "first source"], second: Float[np.ndarray, "second source"]
+) -> Float[np.ndarray, "first second"]:
+    lengths = (first**2).sum(1)[:, None] + (second**2).sum(1)
+    return np.maximum(lengths - 2 * first @ second.T, 0)
+
+
+def _with_noise(points: Points, variances: Variances) -> Float[np.ndarray, "subset subset"]:
+    return kernel(points, points, variances) + variances[3] * np.eye(len(points.estimate))
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """One target's process, given its anchors."""
+
+    anchors: Points
+    middle: float
+    spread: float
+    variances: Variances
+    inverse: Float[np.ndarray, "anchor anchor"]
+    weights: Float[np.ndarray, " anchor"]
+
+    def predict(
+        self, points: Points
+    ) -> tuple[Float[np.ndarray, " subset"], Float[np.ndarray, " subset"]]:
+        """Mean and standard deviation of the outcomes of single fine-tunes."""
+        across = kernel(points, self.anchors, self.variances)
+        line, bend, member, noise = self.variances
+        own = WIDE + line * points.estimate**2 + bend + member + noise
+        variance = own - np.einsum("sa,ab,sb->s", across, self.inverse, across)
+        mean = SLOPE * points.estimate + across @ self.weights
+        return self.middle + self.spread * mean, self.spread * np.sqrt(np.maximum(variance, noise))
+
+    def left_out(self) -> tuple[Float[np.ndarray, " anchor"], Float[np.ndarray, " anchor"]]:
+        """What the other anchors say of each, as mean and standard deviation."""
+        variance = 1 / np.diag(self.inverse)
+        residual = self.weights * variance
+        outcome = SLOPE * self.anchors.estimate + self._residuals()
+        return (
+            self.middle + self.spread * (outcome - residual),
+            self.spread * np.sqrt(variance),
+        )
+
+    def _residuals(self) -> Float[np.ndarray, " anchor"]:
+        return np.linalg.solve(self.inverse, self.weights)
+
+
+def anchor(
+    points: Points, outcomes: Float[np.ndarray, " anchor"], variances: Variances
+) -> Anchored:
+    """The process of one target, given what its anchors came to."""
+    middle, spread = _standard(outcomes)
+    inverse = np.linalg.inv(_with_noise(points, variances))
+    residuals = (outcomes - middle) / spread - SLOPE * points.estimate
+    return Anchored(points, middle, spread, variances, inverse, inverse @ residuals)
+
+
+def _standard(outcomes: Float[np.ndarray, " anchor"]) -> tuple[float, float]:
+    middle = float(outcomes.mean())
+    squares = ((outcomes - middle) ** 2).sum() + ITS_WEIGHT * USUAL_SPREAD**2
+    return middle, float(np.sqrt(squares / (len(outcomes) - 1 + ITS_WEIGHT)))
+
+
+def fit_variances(
+    targets: Sequence[tuple[Points, Float[np.ndarray, " anchor"]]],
+) -> tuple[Variances, float]:
+    """The variances that predict each anchor best from the others, over all targets, and the mean
+    log density of those predictions."""
+
+    def cost(logs: Float[np.ndarray, "4"]) -> float:
+        doubt = ((logs - PRIOR) ** 2).sum() / (2 * SPREAD_OF_PRIOR**2)
+        return doubt - sum(_left_out_density(p, y, np.exp(logs)) for p, y in targets)
+
+    found = minimize(cost, PRIOR, method="L-BFGS-B", options={"maxiter": 60})
+    variances = np.exp(found.x)
+    count = sum(len(outcomes) for _, outcomes in targets)
+    density = sum(_left_out_density(p, y, variances) for p, y in targets)
+    return variances, density / count
+
+
+def _left_out_density(
+    points: Points, outcomes: Float[np.ndarray, " anchor"], variances: Variances
+) -> float:
+    """Log density of every anchor given the others, in units of the outcome's spread."""
+    fitted = anchor(points, outcomes, variances)
+    mean, deviation = fitted.left_out()
+    scaled = (outcomes - mean) / fitted.spread, deviation / fitted.spread
+    return float(norm.logpdf(scaled[0], scale=scaled[1]).sum())
+
+
+def spread_out(
+    pools: Sequence[Points], count: int, *, variances: Variances = np.exp(PRIOR)
+) -> list[int]:
+    """Which of a pool's subsets to fine-tune on: one after the other, the one that all targets
+    together know least about (greedy D-optimal design). `pools` is the pool as each target sees it.
+    """
+    left = np.stack([_with_noise(points, variances) for points in pools])
+    chosen: list[int] = []
+    for _ in range(min(count, left.shape[1])):
+        unknown = np.log(np.diagonal(left, axis1=1, axis2=2)).sum(0)
+        unknown[chosen] = -np.inf
+        best = int(unknown.argmax())
+        chosen.append(best)
+        column = left[:, :, best] - variances[3] * np.eye(left.shape[1])[best]
+        left = left - column[:, :, None] * column[:, None, :] / left[:, best, best][:, None, None]
+    return chosen
