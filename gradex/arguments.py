@@ -165,7 +165,8 @@ class EstimatorArguments:
     """Which store, and how to estimate from it."""
 
     store: str | None = option(None, "a gradient store; default: the newest run of project's")
-    estimator: str = option("linear", "the estimator: linear or flow")
+    estimator: str = option("linear", "the estimator: linear, flow, logistic, shift, surrogate, or a "
+        "baseline: influence, cosine, representation, ngram, random, constant")  # fmt: skip
     lam: float = option(0.01, "linear: ridge, as a share of the rows' mean squared norm")
     t: float = option(300.0, "flow: time of training, over the rows' mean squared norm")
     compress: int | None = option(

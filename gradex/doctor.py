@@ -31,13 +31,14 @@ from gradex.checks.invariance import Measured
 from gradex.checks.oddities import RULE, duplicates, outliers, summarise
 from gradex.checks.subject import Subject, examine_model
 from gradex.config import main, option, require_positive
+from gradex.data.recorded import load_data
+from gradex.data.tokens import class_names
 from gradex.errors import GradexError
 from gradex.gradients.precondition import some_rows
 from gradex.gradients.store import GradientStore, open_store
 from gradex.models.load import DEMO
 from gradex.records import write_json
 from gradex.reporting.checkup import explanations, model_lines, store_lines
-from gradex.training.prepare import class_names, load_data
 from gradex.training.recipe import base_spec
 
 ROWS_READ = 64  # among which rows of mixed lengths are looked for

@@ -13,6 +13,7 @@ from gradex import runs
 from gradex.adapters.spec import export
 from gradex.arguments import TrainArguments, TrustArguments, combined, keep
 from gradex.config import main, option, with_defaults
+from gradex.data.recorded import load_data, require_same_data
 from gradex.data.sources import Sources
 from gradex.data.tokens import Family
 from gradex.errors import unknown
@@ -24,8 +25,6 @@ from gradex.selection.choice import Selection, selection_file
 from gradex.training.fit import fit
 from gradex.training.prepare import (
     load_base_and_encoder,
-    load_data,
-    require_same_data,
     test_scores,
     training_examples,
 )

@@ -20,12 +20,13 @@ from gradex.arguments import (
     TrustArguments,
 )
 from gradex.config import main, option, with_defaults
+from gradex.data.recorded import load_data
 from gradex.data.sources import Sources
 from gradex.models.load import DEMO
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
 from gradex.training.fit import fit
-from gradex.training.prepare import load_base_and_encoder, load_data, training_examples
+from gradex.training.prepare import load_base_and_encoder, training_examples
 from gradex.training.recipe import make_recipe, with_steps
 
 

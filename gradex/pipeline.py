@@ -21,11 +21,11 @@ from gradex.arguments import (
     require_one_device,
 )
 from gradex.config import main, option, require_not_negative, require_positive
+from gradex.data.recorded import load_data
 from gradex.estimate import Config as EstimateConfig
 from gradex.estimate import estimate
 from gradex.gradients.store import GradientStore
 from gradex.records import read_json, write_json
-from gradex.training.prepare import load_data
 
 log = logging.getLogger(__name__)
 

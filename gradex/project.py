@@ -27,8 +27,9 @@ from gradex.config import (
     require_positive,
     with_defaults,
 )
+from gradex.data.recorded import load_data, require_same_data
 from gradex.data.sources import Sources
-from gradex.data.tokens import Encoder, guess_lengths
+from gradex.data.tokens import Encoder, class_names, guess_lengths
 from gradex.engines import Work, one_thread, run_local
 from gradex.errors import GradexError
 from gradex.gradients.description import fingerprint
@@ -40,7 +41,6 @@ from gradex.models import load as models
 from gradex.models.load import Base
 from gradex.progress import progress
 from gradex.records import read_json, require_shape, write_json
-from gradex.training.prepare import class_names, load_data, require_same_data
 from gradex.training.recipe import base_spec
 
 GRADIENTS = Path("gradients")
@@ -79,6 +79,9 @@ class Config(TrustArguments):
         None, "padded tokens a batch, or auto: as free memory allows; default: 4096"
     )
     seed: int | None = option(None, "seed of the projection; default: 0")
+    features: bool = option(
+        False, "keep each row's mean hidden state as well, for --estimator representation"
+    )
     num_workers: int = option(1, "processes, with one thread and one model each; same bytes")
     max_bad_rows: float = option(
         0.001, "share of rows whose loss or gradient may be not finite; above it the run fails"
@@ -117,6 +120,7 @@ def project(config: Config) -> Path:
     if grown is not None:
         meta = _with_more_tasks(grown, config)
         config = with_defaults(config, _settings_of(grown))
+        config = replace(config, features=config.features or "features" in grown.space)
     config = with_defaults(config, DEFAULTS)
     meta |= keep(asdict(config), TrustArguments)
     with runs.start("project", config) as run:

@@ -15,10 +15,12 @@ from jaxtyping import Shaped, UInt64
 from gradex.errors import GradexError, unknown
 from gradex.gradients.collect import OBJECTIVES
 from gradex.gradients.shards import (
+    FEATURES,
     LEAST_NORM,
     ROW_TYPE,
     ShardPath,
     damages,
+    read_features,
     read_gradients,
     read_receipt,
     read_table,
@@ -73,6 +75,8 @@ def inspect_shard(shard: ShardPath, space: dict[str, Any], *, rows: int) -> Insp
             _look_inside(found, shard, receipt, space, ending)
         except GradexError as error:
             found.faults.append(Fault(_without_advice(error), FORGET))
+    if space.get("features") and not found.faults:
+        found.faults += _faults_of_features(shard, found.table)
     return found
 
 
@@ -87,7 +91,8 @@ def endings(space: dict[str, Any]) -> list[str]:
 def file_names(shard: ShardPath, space: dict[str, Any]) -> set[str]:
     """The arrays that a shard is to have."""
     suffixes = (f"{ending}{kind}" for ending in endings(space) for kind in (".npy", ".rows.npy"))
-    return {shard.file(suffix).name for suffix in suffixes}
+    names = {shard.file(suffix).name for suffix in suffixes}
+    return names | ({shard.file(f"{FEATURES}.npy").name} if space.get("features") else set())
 
 
 def _disagreements(
@@ -116,6 +121,19 @@ def _look_inside(
     found.faults += (Fault(f"{file}: {what}", FORGET) for what in _oddities(stored, table))
     if not ending:
         found.table, found.hashes = table, _hashes(stored, table)
+
+
+def _faults_of_features(shard: ShardPath, table: np.ndarray) -> Iterator[Fault]:
+    file = shard.file(f"{FEATURES}.npy")
+    try:
+        features = read_features(file, rows=len(table))[table["ok"]]
+    except GradexError as error:
+        yield Fault(_without_advice(error), FORGET)
+        return
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        what = f"{(~finite).sum()} of {len(features)} good rows hold numbers that are not finite"
+        yield Fault(f"{file}: {what}", FORGET)
 
 
 def _oddities(stored: Shaped[np.ndarray, "row dim"], table: np.ndarray) -> Iterator[str]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from gradex.arguments import EstimatorArguments
+from gradex.arguments import EstimatorArguments, TrustArguments
 from gradex.data.true_runs import TrueRun
 from gradex.errors import unknown
+from gradex.estimators import baselines
 from gradex.estimators.flow import Flow
 from gradex.estimators.linear import Linear
 from gradex.estimators.protocol import Estimator
@@ -15,9 +16,15 @@ ESTIMATORS: dict[str, Make] = {
     "linear": lambda a, runs: Linear(lam=a.lam, compress=a.compress),
     "flow": lambda a, runs: Flow(t=a.t, compress=a.compress),
     "shift": lambda a, runs: Shift(Linear(lam=a.lam)),
+    "influence": lambda a, runs: baselines.influence(),
+    "cosine": lambda a, runs: baselines.cosine(),
+    "representation": lambda a, runs: baselines.representation(),
+    "ngram": lambda a, runs: baselines.ngram(allow_pickle=_trusts_pickle(a)),
+    "random": lambda a, runs: baselines.Random(),
+    "constant": lambda a, runs: baselines.Constant(),
 }
 # Cheap ones, which verify holds beside the others. Their raw values are no losses.
-BASELINES: tuple[str, ...] = ()
+BASELINES = ("influence", "cosine", "representation", "ngram", "random", "constant")
 
 
 def make_estimator(arguments: EstimatorArguments, *, runs: Sequence[TrueRun] = ()) -> Estimator:
@@ -25,3 +32,8 @@ def make_estimator(arguments: EstimatorArguments, *, runs: Sequence[TrueRun] = (
     if arguments.estimator not in ESTIMATORS:
         raise unknown("estimator", arguments.estimator, ESTIMATORS, "--estimator")
     return ESTIMATORS[arguments.estimator](arguments, runs)
+
+
+def _trusts_pickle(arguments: EstimatorArguments) -> bool:
+    """Only stages that read files of rows have the flag."""
+    return isinstance(arguments, TrustArguments) and arguments.allow_pickle

@@ -1,6 +1,7 @@
 """The gradient pass over one shard: rows in, sketched gradients and a table out."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradex.data.formats import Row
-from gradex.data.tokens import Encoder, Example, encode_all, token_batches
+from gradex.data.tokens import Batch, Encoder, encode_all, token_batches
+from gradex.gradients.features import Placed, Watch, in_order
 from gradex.gradients.per_sample import Pass
 from gradex.gradients.projectors import Projector
-from gradex.gradients.shards import ROW_TYPE, Faults, quantise
+from gradex.gradients.shards import FEATURES, ROW_TYPE, Faults, Parts, quantise
 from gradex.models.losses import Objective
 from gradex.models.scoring import batch_on
 
@@ -23,7 +25,6 @@ OBJECTIVES: dict[str, tuple[Objective, ...]] = {
     "margin": ("margin",),
     "both": ("loss", "margin"),
 }
-Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class Sketch:
@@ -52,6 +53,7 @@ class Collector:
     """All that turns rows into the arrays of a shard; holds no state between shards.
 
     `scale` multiplies each parameter's gradient before it is projected (see precondition).
+    With a `watch` each row's features are kept as well.
     """
 
     gradients: Pass
@@ -61,11 +63,13 @@ class Collector:
     dtype: str
     tokens_per_batch: int
     scale: Float[Tensor, " param"] | None = None
+    watch: Watch | None = None
 
     def collect(
         self, rows: Sequence[Row], splits: Sequence[str], advance: Callable[[int], None]
     ) -> tuple[Parts, Faults]:
-        """(gradients, table) for each objective's file ending; `advance` hears of tokens done."""
+        """(gradients, table) for each objective's file ending, and with a watch the features;
+        `advance` hears of tokens done."""
         objectives = OBJECTIVES[self.differentiate]
         table = np.zeros(len(rows), ROW_TYPE)
         table["id"], table["split"] = [row.id for row in rows], splits
@@ -73,22 +77,27 @@ class Collector:
         found = {o: np.zeros((len(rows), self.projector.dim), np.float32) for o in objectives}
         examples, left_out = encode_all(self.encoder, rows)
         kept = np.array([i for i, row in enumerate(rows) if row.id not in left_out], dtype=np.int64)
-        with self.gradients.hooked():
+        features: Placed = []
+        watching = nullcontext() if self.watch is None else self.watch.watching()
+        with self.gradients.hooked(), watching:
             for at in token_batches([e.length for e in examples], self.tokens_per_batch):
-                batch = [examples[i] for i in at]
+                batch = batch_on(self.gradients.model, [examples[i] for i in at], self.encoder)
                 self._fill(batch, kept[at], tables, found)
-                advance(sum(example.length for example in batch))
+                if self.watch is not None:
+                    features.append((kept[at], self.watch.features(batch)))
+                advance(sum(examples[i].length for i in at))
         parts: Parts = {}
         for objective in objectives:
             ending = "" if objective == objectives[0] else f".{objective}"
             stored, tables[objective]["scale"] = quantise(found[objective], self.dtype)
             parts[ending] = (stored, tables[objective])
+        if self.watch is not None:
+            parts[FEATURES] = (in_order(features, len(rows)),)
         return parts, Faults(left_out, _reasons(rows, kept, tables))
 
-    def _fill(self, examples: list[Example], at: np.ndarray, tables: dict, found: dict) -> None:
-        batch = batch_on(self.gradients.model, examples, self.encoder)
+    def _fill(self, batch: Batch, at: np.ndarray, tables: dict, found: dict) -> None:
         device = batch["input_ids"].device
-        sketches = {o: Sketch(self.projector, len(examples), device, self.scale) for o in tables}
+        sketches = {o: Sketch(self.projector, len(at), device, self.scale) for o in tables}
         values, counts = self.gradients.run(batch, {o: s.add for o, s in sketches.items()})
         for objective, sketch in sketches.items():
             projected = sketch.projected.cpu().numpy()

@@ -3,6 +3,7 @@
     shard-00003.npy          (rows, dim), C order: np.load(path, mmap_mode="r") reads it
     shard-00003.rows.npy     structured: id, split, loss, margin, n_tokens, grad_norm, scale, ok
     shard-00003.margin.npy   and .margin.rows.npy: the margin's gradients where both are kept
+    shard-00003.features.npy (rows, hidden), half floats: with --features, the rows' hidden states
     shard-00003.json         the receipt, written last: it is there, so the shard is complete
 
 On a CPU a shard's bytes depend on its rows, the model and the projector alone. The receipt
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float16, Shaped
 
 from gradex.errors import GradexError
 from gradex.records import read_sealed, replacing, write_sealed
@@ -34,6 +35,8 @@ ROW_TYPE = np.dtype(
 )
 
 LEAST_NORM = 1e-15  # float32 loses the squares of smaller numbers
+FEATURES = ".features"  # the ending of what has no table of its own
+Parts = dict[str, tuple[np.ndarray, ...]]  # ending -> gradients and their table, or features
 STORED_TYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "int8": np.dtype("i1")}
 MEND = "run project again to redo the shard; `gradex doctor` shows what is wrong"
 RECEIPT = {"rows": int, "rows_hash": str, "files": dict, "left_out": dict, "bad": dict}
@@ -82,16 +85,17 @@ def quantise(
 
 def write_shard(
     path: ShardPath,
-    parts: dict[str, tuple[np.ndarray, np.ndarray]],
+    parts: Parts,
     *,
     faults: Faults,
     versions: dict[str, str],
 ) -> dict:
-    """Write (gradients, rows) under each name ending ("" or ".margin"), then the receipt."""
+    """Write (gradients, rows) under each name ending ("" or ".margin") and features under theirs,
+    then the receipt."""
     path.folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {}
-    for ending, (gradients, rows) in parts.items():
-        for suffix, array in ((".npy", gradients), (".rows.npy", rows)):
+    for ending, arrays in parts.items():
+        for suffix, array in zip((".npy", ".rows.npy"), arrays, strict=False):
             file = path.file(f"{ending}{suffix}")
             with replacing(file) as stream:
                 np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
@@ -149,6 +153,17 @@ def read_gradients(file: Path, *, rows: int, dim: int, dtype: str) -> Shaped[np.
         raise GradexError(
             f"{file}: found {array.dtype} of shape {array.shape}, expected {dtype} of shape "
             f"{(rows, dim)}; {MEND}"
+        )
+    return array
+
+
+def read_features(file: Path, *, rows: int) -> Float16[np.ndarray, "row hidden"]:
+    """A shard's features, memory-mapped."""
+    array = _read_array(file)
+    if array.ndim != 2 or len(array) != rows or array.dtype != np.float16:
+        raise GradexError(
+            f"{file}: found {array.dtype} of shape {array.shape}, expected float16 of {rows} rows; "
+            f"{MEND}"
         )
     return array
 

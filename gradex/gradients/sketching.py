@@ -14,6 +14,7 @@ from gradex.gradients import precondition
 from gradex.gradients.budget import fitting_tokens
 from gradex.gradients.collect import Collector, Differentiate
 from gradex.gradients.description import digest
+from gradex.gradients.features import KIND, Watch
 from gradex.gradients.per_sample import Pass
 from gradex.gradients.projectors import best_projector, make_projector
 
@@ -37,6 +38,7 @@ class Sketching:
     dtype: str
     precondition: str
     tokens_per_batch: int | str
+    features: bool
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "Sketching":
@@ -53,7 +55,9 @@ class Sketching:
     def space(self) -> dict[str, Any]:
         """What the manifest keeps of it."""
         projector = make_projector(self.projector, self.project_dim, seed=self.seed)
-        return asdict(self) | {"projection": projector.fingerprint}
+        space = asdict(self) | {"projection": projector.fingerprint}
+        del space["features"]
+        return space | ({"features": KIND} if self.features else {})
 
     def as_in(self, space: dict[str, Any]) -> "Sketching":
         """With what is open here as a store's space has it."""
@@ -92,4 +96,5 @@ class Sketching:
             self.dtype,
             int(self.tokens_per_batch),
             None if divisor is None else torch.from_numpy(1 / divisor).to(device),
+            Watch(gradients.model, encoder.family) if self.features else None,
         )

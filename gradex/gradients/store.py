@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from gradex.errors import GradexError
 from gradex.gradients.description import DescribedStore, Side
 from gradex.gradients.shards import (
+    FEATURES,
     MEND,
     ROW_TYPE,
     ShardPath,
     damages,
+    read_features,
     read_gradients,
     read_receipt,
     read_table,
@@ -69,16 +71,10 @@ class GradientStore(DescribedStore):
             table = self._table(shard, ending)
             file = shard.file(f"{ending}.npy")
             stored = self._stored(file, rows=len(table))
-            keep = table["ok"]
-            if split is not None:
-                keep = keep & (table["split"] == split.encode())
+            keep = _kept(table, split)
             table = table[keep]
             gradients = stored[keep].astype(np.float32) * table["scale"][:, None]
-            if not np.isfinite(gradients).all():
-                raise GradexError(
-                    f"{file}: holds numbers that are not finite; `gradex doctor` says what to do"
-                )
-            yield Block(gradients, table)
+            yield Block(_finite(gradients, file), table)
 
     def source(self, name: str, *, objective: Objective = "loss") -> Block:
         """All good training rows of a source."""
@@ -90,6 +86,22 @@ class GradientStore(DescribedStore):
         self.require_undamaged("target", name)
         blocks = self.blocks("target", name, objective=objective, split=split)
         return _joined(list(blocks), f"target {name}'s {split} rows")
+
+    def features(
+        self, side: Side, name: str, *, split: str | None = None
+    ) -> Iterator[Float[np.ndarray, "row hidden"]]:
+        """The features of the good rows, a shard at a time (see features)."""
+        if not self.space.get("features"):
+            raise GradexError(
+                f"{self.path}: holds no features of its rows; make a store with "
+                "`project --features`"
+            )
+        for shard in self.shards(side, name):
+            table = self._table(shard, "")
+            file = shard.file(f"{FEATURES}.npy")
+            keep = _kept(table, split)
+            if keep.any():
+                yield _finite(read_features(file, rows=len(table))[keep].astype(np.float32), file)
 
     def rows(
         self, ids: Sequence[str], *, source: str | None = None, objective: Objective = "loss"
@@ -142,6 +154,21 @@ class GradientStore(DescribedStore):
                 f"make a store with `--differentiate {objective}` or both"
             )
         return ""
+
+
+def _kept(table: np.ndarray, split: str | None) -> Bool[np.ndarray, " row"]:
+    """Which rows are good, and of the split if one is named."""
+    return table["ok"] if split is None else table["ok"] & (table["split"] == split.encode())
+
+
+def _finite(
+    numbers: Float[np.ndarray, "row number"], file: Path
+) -> Float[np.ndarray, "row number"]:
+    if not np.isfinite(numbers).all():
+        raise GradexError(
+            f"{file}: holds numbers that are not finite; `gradex doctor` says what to do"
+        )
+    return numbers
 
 
 def _joined(blocks: list[Block], what: str) -> Block:

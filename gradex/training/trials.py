@@ -17,6 +17,7 @@ import xxhash
 
 from gradex import runs
 from gradex.adapters import spec as adapters
+from gradex.data.recorded import load_data, require_same_data
 from gradex.data.sources import Sources
 from gradex.data.subsets import Subset
 from gradex.data.tokens import Encoder, Example
@@ -29,9 +30,7 @@ from gradex.records import read_json, write_json
 from gradex.training.fit import fit
 from gradex.training.prepare import (
     load_base_and_encoder,
-    load_data,
     meta_adapter,
-    require_same_data,
     split_scores,
     training_examples,
 )
