@@ -165,16 +165,31 @@ class EstimatorArguments:
     """Which store, and how to estimate from it."""
 
     store: str | None = option(None, "a gradient store; default: the newest run of project's")
-    estimator: str = option("linear", "the estimator: linear, flow, logistic, shift, surrogate, or a "
-        "baseline: influence, cosine, representation, ngram, random, constant")  # fmt: skip
-    lam: float = option(0.01, "linear: ridge, as a share of the rows' mean squared norm")
-    t: float = option(300.0, "flow: time of training, over the rows' mean squared norm")
+    estimator: str = option(
+        "linear", "linear, flow, logistic, logistic_loss, shift, surrogate, or a baseline: "
+        "influence, cosine, representation, ngram, random, constant"
+    )  # fmt: skip
+    lam: float | None = option(
+        None, "ridge strength, as a share of the rows' mean squared norm; default: linear 0.01, "
+        "logistic 1e-6"
+    )  # fmt: skip
+    t: float | None = option(
+        None, "flow: time of training, over the rows' mean squared norm; default: 300"
+    )
+    as_published: bool = option(
+        False, "estimate as the code of 2024 did, to compare with; needs --estimator logistic"
+    )
     compress: int | None = option(
         None, "dims that the rows are compressed to first; default: as many as memory allows"
     )
 
     def __post_init__(self):
         require_positive(self, "lam", "t", "compress")
+        if self.as_published and self.estimator != "logistic":
+            raise GradexError(
+                f"--as_published: found with --estimator {self.estimator}, and it is a variant of "
+                "logistic; add --estimator logistic, or leave it out"
+            )
 
 
 @dataclass(frozen=True)

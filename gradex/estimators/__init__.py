@@ -6,16 +6,20 @@ from gradex.arguments import EstimatorArguments, TrustArguments
 from gradex.data.true_runs import TrueRun
 from gradex.errors import unknown
 from gradex.estimators import baselines
+from gradex.estimators.averaged import Averaged
 from gradex.estimators.flow import Flow
 from gradex.estimators.linear import Linear
+from gradex.estimators.logistic import Logistic
 from gradex.estimators.protocol import Estimator
 from gradex.estimators.shift import Shift
 
 Make = Callable[[EstimatorArguments, Sequence[TrueRun]], Estimator]
 ESTIMATORS: dict[str, Make] = {
-    "linear": lambda a, runs: Linear(lam=a.lam, compress=a.compress),
-    "flow": lambda a, runs: Flow(t=a.t, compress=a.compress),
-    "shift": lambda a, runs: Shift(Linear(lam=a.lam)),
+    "linear": lambda a, runs: Averaged(lambda: Linear(compress=a.compress, **_given(lam=a.lam))),
+    "flow": lambda a, runs: Averaged(lambda: Flow(compress=a.compress, **_given(t=a.t))),
+    "logistic": lambda a, runs: Logistic(as_published=a.as_published, **_given(lam=a.lam)),
+    "logistic_loss": lambda a, runs: Logistic(objective="loss", **_given(lam=a.lam)),
+    "shift": lambda a, runs: Shift(Linear(**_given(lam=a.lam))),
     "influence": lambda a, runs: baselines.influence(),
     "cosine": lambda a, runs: baselines.cosine(),
     "representation": lambda a, runs: baselines.representation(),
@@ -32,6 +36,11 @@ def make_estimator(arguments: EstimatorArguments, *, runs: Sequence[TrueRun] = (
     if arguments.estimator not in ESTIMATORS:
         raise unknown("estimator", arguments.estimator, ESTIMATORS, "--estimator")
     return ESTIMATORS[arguments.estimator](arguments, runs)
+
+
+def _given(**flags: float | None) -> dict[str, float]:
+    """The flags that were said; for the others every estimator has its own default."""
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _trusts_pickle(arguments: EstimatorArguments) -> bool:

@@ -160,12 +160,11 @@ def _left_out_density(
     return float(norm.logpdf(scaled[0], scale=scaled[1]).sum())
 
 
-def spread_out(
-    pools: Sequence[Points], count: int, *, variances: Variances = np.exp(PRIOR)
-) -> list[int]:
+def spread_out(pools: Sequence[Points], count: int) -> list[int]:
     """Which of a pool's subsets to fine-tune on: one after the other, the one that all targets
     together know least about (greedy D-optimal design). `pools` is the pool as each target sees it.
     """
+    variances = np.exp(PRIOR)
     left = np.stack([_with_noise(points, variances) for points in pools])
     chosen: list[int] = []
     for _ in range(min(count, left.shape[1])):
