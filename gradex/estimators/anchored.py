@@ -104,17 +104,10 @@ class Anchored:
         return self.middle + self.spread * mean, self.spread * np.sqrt(np.maximum(variance, noise))
 
     def left_out(self) -> tuple[Float[np.ndarray, " anchor"], Float[np.ndarray, " anchor"]]:
-        """What the other anchors say of each, as mean and standard deviation."""
+        """How far each anchor lies from what the others say, and the standard deviation of that,
+        in units of the outcome's spread."""
         variance = 1 / np.diag(self.inverse)
-        residual = self.weights * variance
-        outcome = SLOPE * self.anchors.estimate + self._residuals()
-        return (
-            self.middle + self.spread * (outcome - residual),
-            self.spread * np.sqrt(variance),
-        )
-
-    def _residuals(self) -> Float[np.ndarray, " anchor"]:
-        return np.linalg.solve(self.inverse, self.weights)
+        return self.weights * variance, np.sqrt(variance)
 
 
 def anchor(
@@ -135,29 +128,21 @@ def _standard(outcomes: Float[np.ndarray, " anchor"]) -> tuple[float, float]:
 
 def fit_variances(
     targets: Sequence[tuple[Points, Float[np.ndarray, " anchor"]]],
-) -> tuple[Variances, float]:
-    """The variances that predict each anchor best from the others, over all targets, and the mean
-    log density of those predictions."""
+) -> Variances:
+    """The variances that predict each anchor best from the others, over all targets."""
 
     def cost(logs: Float[np.ndarray, "4"]) -> float:
         doubt = ((logs - PRIOR) ** 2).sum() / (2 * SPREAD_OF_PRIOR**2)
-        return doubt - sum(_left_out_density(p, y, np.exp(logs)) for p, y in targets)
+        fitted = (anchor(points, outcomes, np.exp(logs)) for points, outcomes in targets)
+        return doubt - sum(float(left_out_densities(one).sum()) for one in fitted)
 
-    found = minimize(cost, PRIOR, method="L-BFGS-B", options={"maxiter": 60})
-    variances = np.exp(found.x)
-    count = sum(len(outcomes) for _, outcomes in targets)
-    density = sum(_left_out_density(p, y, variances) for p, y in targets)
-    return variances, density / count
+    return np.exp(minimize(cost, PRIOR, method="L-BFGS-B", options={"maxiter": 60}).x)
 
 
-def _left_out_density(
-    points: Points, outcomes: Float[np.ndarray, " anchor"], variances: Variances
-) -> float:
+def left_out_densities(fitted: Anchored) -> Float[np.ndarray, " anchor"]:
     """Log density of every anchor given the others, in units of the outcome's spread."""
-    fitted = anchor(points, outcomes, variances)
-    mean, deviation = fitted.left_out()
-    scaled = (outcomes - mean) / fitted.spread, deviation / fitted.spread
-    return float(norm.logpdf(scaled[0], scale=scaled[1]).sum())
+    error, deviation = fitted.left_out()
+    return norm.logpdf(error, scale=deviation)
 
 
 def spread_out(pools: Sequence[Points], count: int) -> list[int]:

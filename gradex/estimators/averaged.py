@@ -9,13 +9,11 @@ values is put back on the scale of the store's own point. With one point nothing
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float
 
-from gradex.data.subsets import Subset, sample_subsets
+from gradex.data.subsets import Subset
 from gradex.estimators.protocol import Estimates, Estimator, uncalibrated
+from gradex.estimators.reference import reference_subsets, scale_of
 from gradex.gradients.store import GradientStore
-
-REFERENCE_SUBSETS = 256
 
 
 class Averaged:
@@ -38,29 +36,15 @@ class Averaged:
             self.make().fit(one, sources=sources, targets=targets, split=split) for one in stores
         ]
         self.targets_ = list(targets or store.targets)
-        self.scales_ = [_scale(one, sources or store.sources) for one in self.fitted_]
+        population = reference_subsets(sources or store.sources)
+        self.scales_ = [scale_of(one.predict(population).value) for one in self.fitted_]
         return self
 
     def predict(self, subsets: Sequence[Subset]) -> Estimates:
         if len(self.fitted_) == 1:
             return self.fitted_[0].predict(subsets)
         standard = [
-            (one.predict(subsets).value - middle) / spread
-            for one, (middle, spread) in zip(self.fitted_, self.scales_, strict=True)
+            scale.standard(one.predict(subsets).value)
+            for one, scale in zip(self.fitted_, self.scales_, strict=True)
         ]
-        middle, spread = self.scales_[0]
-        return uncalibrated(self.targets_, middle + spread * np.mean(standard, axis=0))
-
-
-def reference_subsets(sources: Sequence[str]) -> list[Subset]:
-    """Random half-size subsets, the same for the same sources: a population to measure scales on."""
-    return sample_subsets(sorted(sources), REFERENCE_SUBSETS, sizes=[0.5], seed=0)
-
-
-def _scale(
-    fitted: Estimator, sources: Sequence[str]
-) -> tuple[Float[np.ndarray, " target"], Float[np.ndarray, " target"]]:
-    """Middle and spread of the estimates of the reference subsets."""
-    value = fitted.predict(reference_subsets(sources)).value
-    spread = value.std(0)
-    return value.mean(0), np.where(spread > 0, spread, 1.0)
+        return uncalibrated(self.targets_, self.scales_[0].back(np.mean(standard, axis=0)))
