@@ -161,6 +161,20 @@ class TrialArguments(TrainArguments):
 
 
 @dataclass(frozen=True)
+class AnchorArguments:
+    """Which subsets to fine-tune on so that estimates become losses with intervals."""
+
+    anchor_size: float = option(
+        0.5, "size of the anchors, as a share of the sources: estimates are best near it"
+    )
+    anchor_seed: int = option(0, "seed of the random subsets that the anchors are chosen from")
+
+    def __post_init__(self):
+        require_fraction(self, "anchor_size")
+        require_not_negative(self, "anchor_seed")
+
+
+@dataclass(frozen=True)
 class EstimatorArguments:
     """Which store, and how to estimate from it."""
 
@@ -181,6 +195,9 @@ class EstimatorArguments:
     )
     compress: int | None = option(
         None, "dims that the rows are compressed to first; default: as many as memory allows"
+    )
+    calibration: str = option(
+        "auto", "a run of calibrate, auto (the newest of this store, if there is one), or none"
     )
 
     def __post_init__(self):

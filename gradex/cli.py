@@ -12,6 +12,7 @@ STAGES = {
     "init": "make a workspace (tasks/, data/, ...) with the embedded demo in it",
     "meta_train": "train one adapter on all sources",
     "project": "one sketched gradient per row, kept in a gradient store",
+    "calibrate": "true fine-tunes of a few subsets, which turn estimates into losses",
     "estimate": "predict the target loss of fine-tuning on any subset of the sources",
     "trust": "measure how far from the meta adapter the estimates can be trusted",
     "transfer": "which sources help and which hurt each target, alone and in pairs",

@@ -18,8 +18,7 @@ from gradex.arguments import EstimatorArguments, SubsetArguments
 from gradex.config import main, option
 from gradex.data.subsets import Subset, find_subsets, format_subset
 from gradex.estimators import make_estimator
-from gradex.estimators.protocol import Estimates, Estimator, members
-from gradex.estimators.shift import Displacing
+from gradex.estimators.protocol import Displacing, Estimates, Estimator, members
 from gradex.estimators.trust import find_trust, outside
 from gradex.gradients.store import GradientStore, open_store
 

@@ -16,7 +16,7 @@ from gradex import runs
 from gradex.arguments import EstimatorArguments, SubsetArguments
 from gradex.config import main, option, require_not_negative, require_positive
 from gradex.data.subsets import Subset, find_subsets
-from gradex.estimators import make_estimator
+from gradex.estimators import estimator_of, with_calibration
 from gradex.gradients.store import GradientStore, open_store
 from gradex.selection.choice import Selection
 from gradex.selection.selectors import Choice, Score, forward_select, random_ensemble, select_all
@@ -50,8 +50,9 @@ def select_sources(config: Config) -> Path:
     store = open_store(config.store)
     target = store.require_target(config.target)
     resolved = replace(config, store=str(store.path), target=target)
+    resolved, calibration = with_calibration(resolved, store)
     with runs.start("select_sources", resolved, output_dir=config.output_dir) as run:
-        fitted = make_estimator(config).fit(store, targets=[target])
+        fitted = estimator_of(resolved, calibration).fit(store, targets=[target])
 
         def score(subsets: Sequence[Subset]):
             return fitted.predict(subsets).value[:, 0]

@@ -30,7 +30,7 @@ from gradex.config import (
     require_positive,
 )
 from gradex.data.subsets import Subset, encode_name
-from gradex.estimators import make_estimator
+from gradex.estimators import estimator_of, with_calibration
 from gradex.estimators.protocol import Estimator
 from gradex.gradients.store import open_store
 from gradex.progress import progress
@@ -81,12 +81,12 @@ class Affinity:
 def transfer(config: Config) -> Path:
     """Returns the run folder: transfer.csv, affinity.csv (a line a pair), transfer.json, maps."""
     store = open_store(config.store)
-    resolved = replace(config, store=str(store.path))
+    resolved, calibration = with_calibration(replace(config, store=str(store.path)), store)
     with runs.start("transfer", resolved, output_dir=config.output_dir) as run:
         contexts = draw_contexts(
             store.sources, count=config.num_contexts, size=config.context_size, seed=config.seed
         )
-        fitted = make_estimator(config).fit(store, targets=config.target)
+        fitted = estimator_of(resolved, calibration).fit(store, targets=config.target)
         everything = fitted.predict([frozenset(store.sources)])
         targets, unit = everything.targets, "log loss" if everything.calibrated else "uncalibrated"
         score = _score(fitted)

@@ -25,7 +25,7 @@ from gradex.data.subsets import Subset, format_subset, membership, sample_subset
 from gradex.errors import GradexError
 from gradex.estimators import make_estimator
 from gradex.estimators.displaced import Lift, MetaModel, lift_of, load_meta_model
-from gradex.estimators.shift import Displacing
+from gradex.estimators.protocol import Displacing
 from gradex.estimators.trust import (
     FILE,
     Changes,

@@ -34,9 +34,10 @@ from gradex.config import (
     with_defaults,
 )
 from gradex.data.subsets import Subset, format_subset, read_subsets, sample_subsets
-from gradex.data.true_runs import TrueRun, scores_of, write_runs
+from gradex.data.true_runs import scores_of, write_runs
 from gradex.errors import GradexError
-from gradex.estimators import BASELINES, make_estimator
+from gradex.estimators import BASELINES, estimator_of, with_calibration
+from gradex.estimators.calibration import Calibration
 from gradex.estimators.protocol import Estimates
 from gradex.gradients.store import GradientStore, open_store
 from gradex.records import write_json
@@ -79,13 +80,15 @@ def verify(config: Config) -> Path:
     recorded = store.recorded_settings()
     config = replace(config, store=str(store.path))
     config = with_defaults(config, keep(recorded, TrainArguments))
-    anchors: list[TrueRun] = []  # what the estimates are calibrated on is no evidence for them
-    subsets = _held_out(config, store.sources, exclude=[run.subset for run in anchors])
-    predictions, missing = _predictions(config, store, subsets, anchors=anchors)
+    targets = config.target or list(store.targets)
+    trials = make_trials(combined(recorded, config), store, targets, start=config.start)
+    config, calibration = with_calibration(config, store, recipe=trials.recipe_hash)
+    # What the estimates are calibrated on is no evidence for them.
+    anchors = [run.subset for run in calibration.anchors] if calibration else []
+    subsets = _held_out(config, store.sources, exclude=anchors)
+    predictions, missing = _predictions(config, store, subsets, calibration)
     inputs = (store.fingerprint, store.data_hashes(), [sorted(subset) for subset in subsets])
     with runs.start("verify", config, output_dir=config.output_dir, inputs=inputs) as run:
-        targets = predictions[0].test.targets
-        trials = make_trials(combined(recorded, config), store, targets, start=config.start)
         found = trials.run(subsets, run.part / "trials", order=store.sources)
         truth = Truth(*(scores_of(found, targets, split=split) for split in ("test", "select")))
         predictions += from_other_runs(subsets, truth, targets)
@@ -130,25 +133,30 @@ def _held_out(config: Config, names: Sequence[str], *, exclude: Sequence[Subset]
 
 
 def _predictions(
-    config: Config, store: GradientStore, subsets: Sequence[Subset], *, anchors: Sequence[TrueRun]
+    config: Config,
+    store: GradientStore,
+    subsets: Sequence[Subset],
+    calibration: Calibration | None,
 ) -> tuple[list[Prediction], dict[str, str]]:
     """The estimator's, then the baselines'; and why some of these cannot be had."""
-    found, missing = [_prediction(config, store, subsets, anchors=anchors)], {}
+    found, missing = [_prediction(config, store, subsets, calibration)], {}
     for name in BASELINES:
         if name != config.estimator:
             try:
-                rival = replace(config, estimator=name)
-                found.append(_prediction(rival, store, subsets, anchors=anchors))
+                found.append(_prediction(replace(config, estimator=name), store, subsets))
             except GradexError as error:
                 missing[name] = str(error)
     return found, missing
 
 
 def _prediction(
-    config: Config, store: GradientStore, subsets: Sequence[Subset], *, anchors: Sequence[TrueRun]
+    config: Config,
+    store: GradientStore,
+    subsets: Sequence[Subset],
+    calibration: Calibration | None = None,
 ) -> Prediction:
     test, select = (
-        make_estimator(config, runs=anchors)
+        estimator_of(config, calibration)
         .fit(store, targets=config.target, split=split)
         .predict(subsets)
         for split in ("test", "select")

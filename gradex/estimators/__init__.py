@@ -1,18 +1,25 @@
 """What would happen: predicted target losses of fine-tuning on any subset, from the store."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from gradex.arguments import EstimatorArguments, TrustArguments
 from gradex.data.true_runs import TrueRun
-from gradex.errors import unknown
+from gradex.errors import GradexError, unknown
 from gradex.estimators import baselines
 from gradex.estimators.averaged import Averaged
+from gradex.estimators.calibrated import Calibrated
+from gradex.estimators.calibration import Calibration, find_calibration
 from gradex.estimators.flow import Flow
 from gradex.estimators.linear import Linear
 from gradex.estimators.logistic import Logistic
 from gradex.estimators.protocol import Estimator
 from gradex.estimators.shift import Shift
+from gradex.gradients.store import GradientStore
 
+ArgumentsT = TypeVar("ArgumentsT", bound=EstimatorArguments)
 Make = Callable[[EstimatorArguments, Sequence[TrueRun]], Estimator]
 ESTIMATORS: dict[str, Make] = {
     "linear": lambda a, runs: Averaged(lambda: Linear(compress=a.compress, **_given(lam=a.lam))),
@@ -29,6 +36,53 @@ ESTIMATORS: dict[str, Make] = {
 }
 # Cheap ones, which verify holds beside the others. Their raw values are no losses.
 BASELINES = ("influence", "cosine", "representation", "ngram", "random", "constant")
+
+
+# What a calibration tries where no strength is said: the flag, and its values, the usual one first.
+STRENGTHS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "linear": ("lam", (0.01, 0.1, 0.001)),
+    "flow": ("t", (300.0, 30.0, 3000.0)),
+    "logistic_loss": ("lam", (1e-6, 1e-4, 1e-2)),
+}
+
+
+def with_calibration(
+    arguments: ArgumentsT, store: GradientStore, *, recipe: str | None = None
+) -> tuple[ArgumentsT, Calibration | None]:
+    """The calibration that the flags mean, and the flags with its folder named."""
+    wanted = arguments.calibration
+    if wanted == "auto" and arguments.estimator not in STRENGTHS:
+        wanted = "none"
+    found = find_calibration(store, wanted, recipe=recipe)
+    return replace(arguments, calibration=str(found.folder) if found else "none"), found
+
+
+def estimator_of(
+    arguments: EstimatorArguments, calibration: Calibration | None, *, metric: str = "loss"
+) -> Estimator:
+    """The estimator that the flags name, calibrated where there is something to calibrate it on."""
+    if calibration is not None:
+        return make_calibrated(arguments, calibration.anchors, metric=metric)
+    if metric != "loss":
+        raise GradexError(
+            f"--metric {metric}: only true fine-tunes tell it from a loss; run calibrate first, or "
+            "say --anchors 8"
+        )
+    return make_estimator(arguments)
+
+
+def make_calibrated(
+    arguments: EstimatorArguments, anchors: Sequence[TrueRun], *, metric: str = "loss"
+) -> Calibrated:
+    """The estimator with the strength that its anchors speak for, where none is said."""
+    flag, values = STRENGTHS.get(arguments.estimator, ("lam", ()))
+    if getattr(arguments, flag) is not None or not values:
+        values = (getattr(arguments, flag),)
+    candidates = {
+        f"{flag} {value}": partial(make_estimator, replace(arguments, **{flag: value}))
+        for value in values
+    }
+    return Calibrated(candidates, anchors, metric=metric)
 
 
 def make_estimator(arguments: EstimatorArguments, *, runs: Sequence[TrueRun] = ()) -> Estimator:

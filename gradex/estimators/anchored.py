@@ -34,6 +34,7 @@ USUAL_SPREAD, ITS_WEIGHT = 1.0, 2.0
 TOTAL_RELEVANCE = 6.5  # so that two random halves of the sources lie 1.8 lengths apart
 EVEN_SHARE = 0.1  # of the relevance, spread evenly over the sources
 
+VARIANCES = ("line", "bend", "membership", "noise")  # a, b, c
 Variances = Float[np.ndarray, "4"]
 
 
@@ -83,9 +84,10 @@ def _with_noise(points: Points, variances: Variances) -> Float[np.ndarray, "subs
 
 @dataclass(frozen=True)
 class Anchored:
-    """One target's process, given its anchors."""
+    """One target's process, given its anchors; their outcomes in units of their spread."""
 
     anchors: Points
+    outcomes: Float[np.ndarray, " anchor"]
     middle: float
     spread: float
     variances: Variances
@@ -116,8 +118,9 @@ def anchor(
     """The process of one target, given what its anchors came to."""
     middle, spread = _standard(outcomes)
     inverse = np.linalg.inv(_with_noise(points, variances))
-    residuals = (outcomes - middle) / spread - SLOPE * points.estimate
-    return Anchored(points, middle, spread, variances, inverse, inverse @ residuals)
+    standard = (outcomes - middle) / spread
+    weights = inverse @ (standard - SLOPE * points.estimate)
+    return Anchored(points, standard, middle, spread, variances, inverse, weights)
 
 
 def _standard(outcomes: Float[np.ndarray, " anchor"]) -> tuple[float, float]:

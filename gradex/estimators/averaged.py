@@ -9,9 +9,10 @@ values is put back on the scale of the store's own point. With one point nothing
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from gradex.data.subsets import Subset
-from gradex.estimators.protocol import Estimates, Estimator, uncalibrated
+from gradex.estimators.protocol import Displacing, Estimates, uncalibrated
 from gradex.estimators.reference import reference_subsets, scale_of
 from gradex.gradients.store import GradientStore
 
@@ -19,7 +20,7 @@ from gradex.gradients.store import GradientStore
 class Averaged:
     """See the module. `make` gives an unfitted estimator."""
 
-    def __init__(self, make: Callable[[], Estimator]):
+    def __init__(self, make: Callable[[], Displacing]):
         self.make = make
 
     def fit(
@@ -39,6 +40,12 @@ class Averaged:
         population = reference_subsets(sources or store.sources)
         self.scales_ = [scale_of(one.predict(population).value) for one in self.fitted_]
         return self
+
+    def displacements(
+        self, member: Float[np.ndarray, "subset source"]
+    ) -> Float[np.ndarray, "subset dim"]:
+        """z at the store's own point, for each row of a membership matrix."""
+        return self.fitted_[0].displacements(member)
 
     def predict(self, subsets: Sequence[Subset]) -> Estimates:
         if len(self.fitted_) == 1:

@@ -7,6 +7,7 @@ from select rows; estimates from other rows (verify's, of the test rows) go the 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from gradex.data.subsets import Subset
 from gradex.data.true_runs import TrueRun, scores_of
 from gradex.errors import GradexError
 from gradex.estimators.anchored import (
+    VARIANCES,
     Anchored,
     Points,
     anchor,
@@ -74,6 +76,21 @@ class Calibrated:
             fitted = other.fit(store, sources=sources, targets=targets, split=split)
             self.view_ = best.view.through(fitted)
         return self
+
+    def summary(self) -> dict[str, Any]:
+        """What was chosen, and how well each anchor is told from the others: R^2 by target, on the
+        scale of the outcomes."""
+        errors = [one.left_out()[0] for one in self.anchored_]
+        apart = [one.outcomes - one.outcomes.mean() for one in self.anchored_]
+        shares = [
+            float(1 - (error**2).sum() / (side**2).sum()) if side.any() else None
+            for error, side in zip(errors, apart, strict=True)
+        ]
+        return {
+            "chosen": self.chosen_,
+            "variances": dict(zip(VARIANCES, self.variances_.tolist(), strict=True)),
+            "left_out_r2": dict(zip(self.targets_, shares, strict=True)),
+        }
 
     def predict(self, subsets: Sequence[Subset]) -> Estimates:
         seen = self.view_.points(subsets)

@@ -43,6 +43,15 @@ class Estimator(Protocol):
     def predict(self, subsets: Sequence[Subset]) -> Estimates: ...
 
 
+@runtime_checkable
+class Displacing(Estimator, Protocol):
+    """An estimator that says where in the space of the sketches a subset leads."""
+
+    def displacements(
+        self, member: Float[np.ndarray, "subset source"]
+    ) -> Float[np.ndarray, "subset dim"]: ...
+
+
 def members(
     subsets: Sequence[Subset], sources: Sequence[str]
 ) -> Float[np.ndarray, "subset source"]:

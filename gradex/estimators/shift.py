@@ -10,7 +10,6 @@ The length of z is that of the fit: with source rows at unit norm it is no lengt
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -18,18 +17,9 @@ from torch import Tensor
 
 from gradex.data.subsets import Subset
 from gradex.estimators.displaced import MetaModel, lift_of, load_meta_model
-from gradex.estimators.protocol import Estimates, Estimator, members, uncalibrated
+from gradex.estimators.protocol import Displacing, Estimates, members, uncalibrated
 from gradex.gradients.store import GradientStore
 from gradex.progress import progress
-
-
-@runtime_checkable
-class Displacing(Estimator, Protocol):
-    """An estimator that says where in the space of the sketches a subset leads."""
-
-    def displacements(
-        self, member: Float[np.ndarray, "subset source"]
-    ) -> Float[np.ndarray, "subset dim"]: ...
 
 
 class Shift:

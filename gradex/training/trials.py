@@ -48,7 +48,6 @@ def recipe_hash(
     recipe: Recipe,
     sources: Sources,
     *,
-    targets: Sequence[str],
     max_length: int,
     start: Path | None = None,
 ) -> str:
@@ -62,7 +61,7 @@ def recipe_hash(
     fixed |= {
         "max_length": max_length,
         "data": sources.data_hashes(),
-        "targets": {name: sources[name].metric for name in sorted(targets)},
+        "targets": {name: sources[name].metric for name in sorted(sources.targets)},
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(fixed, sort_keys=True).encode())
 
@@ -80,13 +79,7 @@ class Trials:
 
     @property
     def recipe_hash(self) -> str:
-        return recipe_hash(
-            self.recipe,
-            self.sources,
-            targets=self.targets,
-            max_length=self.max_length,
-            start=self.start,
-        )
+        return recipe_hash(self.recipe, self.sources, max_length=self.max_length, start=self.start)
 
     def run(
         self,
@@ -106,7 +99,7 @@ class Trials:
         with progress("true fine-tunes", len(wanted), unit="run") as bar:
             for subset, seed in wanted:
                 place = folder / _name(recipe, subset, seed)
-                run = _finished(place / "result.json", subset, seed, recipe=recipe)
+                run = self._finished(place / "result.json", subset, seed)
                 if run is None:
                     place.mkdir(parents=True, exist_ok=True)
                     with runs.locked(place):
@@ -116,6 +109,22 @@ class Trials:
                 done.append(run)
                 bar.update()
         return done
+
+    def _finished(self, file: Path, subset: Subset, seed: int) -> TrueRun | None:
+        """The result that is kept in a file; one that is damaged, of another run or without a
+        target that is asked for does not count."""
+        if not file.exists():
+            return None
+        try:
+            record = read_json(file, "the result of a true fine-tune", RESULT)
+        except GradexError as error:
+            log.warning("%s; this fine-tune is done again", error)
+            return None
+        run = TrueRun.of(record)
+        if (record["recipe"], run.subset, run.seed) != (self.recipe_hash, subset, seed):
+            log.warning("%s: of another fine-tune than its folder; this one is done again", file)
+            return None
+        return run if set(self.targets) <= set(run.scores) else None
 
     def _train(self, subset: Subset, seed: int, place: Path, examples_of: ExamplesOf) -> Scores:
         base, encoder = load_base_and_encoder(
@@ -179,22 +188,6 @@ def _remembering(sources: Sources) -> ExamplesOf:
 def _name(recipe: str, subset: Subset, seed: int) -> str:
     key = json.dumps([recipe, sorted(subset), seed])
     return xxhash.xxh3_128_hexdigest(key.encode())
-
-
-def _finished(file: Path, subset: Subset, seed: int, *, recipe: str) -> TrueRun | None:
-    """The result that is kept in a file; one that is damaged or of another run does not count."""
-    if not file.exists():
-        return None
-    try:
-        record = read_json(file, "the result of a true fine-tune", RESULT)
-    except GradexError as error:
-        log.warning("%s; this fine-tune is done again", error)
-        return None
-    run = TrueRun.of(record)
-    if (record["recipe"], run.subset, run.seed) != (recipe, subset, seed):
-        log.warning("%s: of another fine-tune than its folder; this one is done again", file)
-        return None
-    return run
 
 
 def _keep(file: Path, run: TrueRun, order: Sequence[str], *, recipe: str) -> None:

@@ -13,7 +13,8 @@ from gradex.data.tokens import Encoder
 from gradex.errors import GradexError
 from gradex.estimators.displaced import Lift, MetaModel, displaced, lift_of
 from gradex.estimators.linear import Linear
-from gradex.estimators.shift import Displacing, Shift
+from gradex.estimators.protocol import Displacing
+from gradex.estimators.shift import Shift
 from gradex.gradients.description import digest
 from gradex.gradients.layers import trainable_slots
 from gradex.gradients.per_sample import per_sample_gradients

@@ -1,0 +1,71 @@
+"""Fine-tune on a few chosen subsets for real, so that estimates become losses with intervals.
+
+    python -m gradex.calibrate --anchors 8
+    python -m gradex.calibrate --anchors 16 --start meta
+
+The later stages find the newest calibration of their store by themselves. Anchors are chosen for
+what they teach about all targets at once; each is trained for the same number of optimizer steps,
+and finished ones are kept when the command is interrupted. Their select rows are read.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gradex import runs
+from gradex.arguments import (
+    AnchorArguments,
+    EstimatorArguments,
+    TrainArguments,
+    TrialArguments,
+    TrustArguments,
+    combined,
+    keep,
+)
+from gradex.config import main, option, with_defaults
+from gradex.estimators import make_calibrated
+from gradex.gradients.store import open_store
+from gradex.training.anchors import pick_anchors, train_anchors, write_calibration
+from gradex.training.trials import make_trials
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Config(TrialArguments, TrustArguments, AnchorArguments, EstimatorArguments):
+    anchors: int = option(8, "true fine-tunes to calibrate on")
+    output_dir: str | None = option(None, "the run's folder; default: runs/calibrate/UTC-TIME")
+
+    def __post_init__(self):
+        EstimatorArguments.__post_init__(self)
+        AnchorArguments.__post_init__(self)
+        TrialArguments.__post_init__(self)
+
+
+def calibrate(config: Config) -> Path:
+    """Returns the run folder: calibration.json, runs.json, config.yaml."""
+    store = open_store(config.store)
+    recorded = store.recorded_settings()
+    config = replace(config, store=str(store.path), calibration="none")
+    config = with_defaults(config, keep(recorded, TrainArguments))
+    targets = config.target or list(store.targets)
+    anchors = pick_anchors(
+        config, store, targets,
+        count=config.anchors, size=config.anchor_size, seed=config.anchor_seed,
+    )  # fmt: skip
+    inputs = (store.fingerprint, store.data_hashes(), [sorted(subset) for subset in anchors])
+    with runs.start("calibrate", config, output_dir=config.output_dir, inputs=inputs) as run:
+        trials = make_trials(combined(recorded, config), store, targets, start=config.start)
+        calibration = train_anchors(trials, store, anchors, run.part, start=config.start)
+        fitted = make_calibrated(config, calibration.anchors).fit(store, targets=targets)
+        summary = fitted.summary()
+        write_calibration(calibration, store, estimator=config.estimator, **summary)
+    log.info("calibrated on %d true fine-tunes from the %s, with %s", len(anchors), config.start,
+             summary["chosen"])  # fmt: skip
+    for target, share in summary["left_out_r2"].items():
+        log.info("%s: each anchor told from the others, R^2 %.2f", target, share)
+    return run.path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(calibrate, Config))
