@@ -1,5 +1,7 @@
 """Train one adapter on all sources: the point at which gradients are taken.
 
+Two earlier points are kept on the way, in points/<step>/, for estimates averaged over all three.
+
     python -m gradex.meta_train
     python -m gradex.meta_train --model_name_or_path MODEL --tasks my_tasks/ --max_steps 1000
 
@@ -29,6 +31,8 @@ from gradex.training.fit import fit
 from gradex.training.prepare import load_base_and_encoder, training_examples
 from gradex.training.recipe import make_recipe, with_steps
 
+EARLY = (0.1, 0.3)  # shares of the steps after which the adapter is kept
+
 
 @dataclass(frozen=True)
 class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
@@ -40,7 +44,7 @@ class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
 
 
 def meta_train(config: Config) -> Path:
-    """Returns the run folder: adapter/, sources.json, curve.json, config.yaml."""
+    """Returns the run folder: adapter/, points/, sources.json, curve.json, config.yaml."""
     sources = load_data(asdict(config))
     config = _resolved(config, sources)
     inputs = sources.data_hashes()
@@ -55,7 +59,13 @@ def _train(config: Config, sources: Sources, run: runs.Run) -> None:
     names = sources.trainable
     examples, bad = training_examples(encoder, sources, names)
     model, losses = fit(
-        recipe, base, examples=examples, encoder=encoder, folder=run.part, name="meta-training"
+        recipe,
+        base,
+        examples=examples,
+        encoder=encoder,
+        folder=run.part,
+        name="meta-training",
+        keep_at=early_steps(recipe.max_steps),
     )
     card = adapter_card(
         base=config.model_name_or_path,
@@ -71,6 +81,12 @@ def _train(config: Config, sources: Sources, run: runs.Run) -> None:
     record = {"sources": sources.record(), "notes": list(sources.notes), "unusable": bad}
     write_json(run.part / "sources.json", record)
     write_json(run.part / "curve.json", {"loss": losses})
+
+
+def early_steps(max_steps: int) -> list[int]:
+    """The steps after which the adapter is kept; of very short trainings there are fewer."""
+    steps = {max(1, round(share * max_steps)) for share in EARLY}
+    return sorted(step for step in steps if step < max_steps)
 
 
 def _resolved(config: Config, sources: Sources) -> Config:

@@ -7,18 +7,19 @@
 The store is named after its content, so the same command finds its own store again: shards that
 are complete stay, missing ones are made. `--append` takes rows and sources that came after the
 meta-training into the newest store, or that of `--output_dir`; what is there stays as it is.
+
+Estimates are surer when they are averaged over several points of the meta-training, so that the
+store holds others like it in `points/<step>/`, of the adapters that meta_train kept on its way.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from gradex import runs
 from gradex.adapters import spec as adapters
+from gradex.adapters.points import point_folder, points_in
 from gradex.arguments import TrustArguments, keep, record_of, recorded_settings
 from gradex.config import (
     main,
@@ -29,17 +30,13 @@ from gradex.config import (
 )
 from gradex.data.recorded import load_data, require_same_data
 from gradex.data.sources import Sources
-from gradex.data.tokens import Encoder, class_names, guess_lengths
-from gradex.engines import Work, one_thread, run_local
+from gradex.data.tokens import class_names
 from gradex.errors import GradexError
 from gradex.gradients.description import fingerprint
-from gradex.gradients.plan import ShardSpec, plan_shards, require_only_added
-from gradex.gradients.sketching import Divisor, Sketching
+from gradex.gradients.making import Order, make_store
+from gradex.gradients.sketching import Sketching
 from gradex.gradients.store import GradientStore, open_store
-from gradex.gradients.worker import Ground, StartWorker, probe_rows
-from gradex.models import load as models
-from gradex.models.load import Base
-from gradex.progress import progress
+from gradex.gradients.worker import Ground, probe_rows
 from gradex.records import read_json, require_shape, write_json
 from gradex.training.recipe import base_spec
 
@@ -82,6 +79,10 @@ class Config(TrustArguments):
     features: bool = option(
         False, "keep each row's mean hidden state as well, for --estimator representation"
     )
+    points: int = option(
+        3, "points of the meta-training to take gradients at, as far as it kept adapters: its end, "
+        "and the latest before it"
+    )  # fmt: skip
     num_workers: int = option(1, "processes, with one thread and one model each; same bytes")
     max_bad_rows: float = option(
         0.001, "share of rows whose loss or gradient may be not finite; above it the run fails"
@@ -95,7 +96,7 @@ class Config(TrustArguments):
     )
 
     def __post_init__(self):
-        require_positive(self, "project_dim", "num_workers")
+        require_positive(self, "project_dim", "points", "num_workers")
         require_not_negative(self, "seed", "max_bad_rows")
         _require_budget(self.tokens_per_batch)
         if self.more_tasks and not self.append:
@@ -152,38 +153,66 @@ def _settings_of(store: GradientStore) -> dict[str, Any]:
 
 
 def _project(config: Config, meta: dict[str, Any], grown: GradientStore | None) -> GradientStore:
+    """The store of the meta adapter, and in it those of earlier points of the meta-training."""
     meta_dir = Path(str(config.meta_dir))
     sources = load_data(meta)
     seen = _rows_seen(meta_dir)
     if grown is None:
         require_same_data(sources, seen.hashes, where=str(meta_dir))
-    else:
-        require_only_added(grown, sources)
     ground = _ground(meta, meta_dir, sources, seen)
-    base, gradients, encoder = ground.load()
-    asked = Sketching.from_settings(asdict(config))
-    fixed = _fixed_space(meta, ground, base, encoder)
-    origin = record_of(meta)
-    path = _path(config, fixed | asked.space(), origin)
-    settle = partial(asked.settle, gradients, encoder, sources, num_workers=config.num_workers)
-    slow = gradients.slow_layers()
-    store = grown or _open(path) or _create(path, fixed, origin, settle, slow)
-    sketching = asked.as_in(store.space)
-    store.require_same_space(fixed | sketching.space(), other="this run")
-    with runs.locked(store.path):
-        store.require_unchanged()
-        if grown is None:
-            store.require_same_origin(origin)
-        todo = plan_shards(store, sources)
-        store.save_origin(origin)
-        start = StartWorker(ground, sketching, store.precondition, runs.versions())
-        # Several workers load models of their own: this one goes before they come.
-        is_alone = min(config.num_workers, len(todo)) <= 1
-        begin = start.begin_with(gradients, encoder) if is_alone else start
-        del base, gradients
-        _make_shards(todo, begin, encoder, num_workers=config.num_workers)
-    _require_few_bad_rows(store, config.max_bad_rows)
+    order = Order(
+        sources,
+        Sketching.from_settings(asdict(config)),
+        record_of(meta),
+        shard_rows=SHARD_ROWS,
+        num_workers=config.num_workers,
+        max_bad_rows=config.max_bad_rows,
+    )
+    store = make_store(
+        order,
+        ground,
+        place=lambda space: grown.path if grown else _path(config, space, order.origin),
+        grown=grown,
+    )
+    budget = store.space["tokens_per_batch"]
+    sketching = replace(order.sketching, tokens_per_batch=budget)
+    order = replace(order, sketching=sketching, shard_rows=store.shard_rows)
+    for step, adapter in _early_adapters(config, store).items():
+        _make_point(order, replace(ground, adapter=adapter), store, step, appends=config.append)
     return store
+
+
+def _early_adapters(config: Config, store: GradientStore) -> dict[int, Path]:
+    """Step -> adapter of the points to make, the latest first; those that are there stay whole."""
+    kept = points_in(Path(str(config.meta_dir)))
+    asked = list(reversed(kept))[: config.points - 1]
+    if len(asked) < config.points - 1:
+        log.info(
+            "%s: the meta-training kept %d adapters from before its end, so that the store has %d "
+            "points and not %d", config.meta_dir, len(kept), len(asked) + 1, config.points,
+        )  # fmt: skip
+    there = points_in(store.path)
+    for step in there:
+        if step not in kept:
+            raise GradexError(
+                f"{there[step]}: {config.meta_dir} has no adapter of this step (it has "
+                f"{', '.join(map(str, kept)) or 'none'}); bring it back, or remove this folder"
+            )
+    return {step: kept[step] for step in sorted({*asked, *there}, reverse=True)}
+
+
+def _make_point(
+    order: Order, ground: Ground, store: GradientStore, step: int, *, appends: bool
+) -> None:
+    path = point_folder(store.path, step)
+    is_there = appends and GradientStore.exists(path)
+    make_store(
+        order,
+        ground,
+        place=lambda space: path,
+        grown=GradientStore.open(path) if is_there else None,
+        title=f"gradients at step {step}",
+    )
 
 
 @dataclass(frozen=True)
@@ -219,81 +248,10 @@ def _ground(meta: dict[str, Any], meta_dir: Path, sources: Sources, seen: _Seen)
     )
 
 
-def _fixed_space(
-    meta: dict[str, Any], ground: Ground, base: Base, encoder: Encoder
-) -> dict[str, Any]:
-    """What two gradients must share to be compared, besides how they are sketched."""
-    return {
-        **models.fingerprint(base_spec(meta), base),
-        "adapter": adapters.fingerprint(ground.adapter),
-        "template": encoder.template,
-        "max_length": encoder.max_length,
-    }
-
-
 def _path(config: Config, space: dict[str, Any], origin: dict[str, Any]) -> Path:
     """Named after what was asked for, so that asking again finds it."""
     name = fingerprint({"space": space, "origin": origin})[:12]
     return Path(config.output_dir) if config.output_dir else GRADIENTS / name
-
-
-def _open(path: Path) -> GradientStore | None:
-    return GradientStore.open(path) if GradientStore.exists(path) else None
-
-
-def _create(
-    path: Path,
-    fixed: dict[str, Any],
-    origin: dict[str, Any],
-    settle: Callable[[], tuple[Sketching, Divisor]],
-    slow_layers: dict[str, str],
-) -> GradientStore:
-    """A new store, for which what was left open is measured first."""
-    with one_thread():
-        sketching, divisor = settle()
-    return GradientStore.create(
-        path,
-        fixed | sketching.space(),
-        origin=origin,
-        shard_rows=SHARD_ROWS,
-        slow_layers=slow_layers,
-        precondition=divisor,
-    )
-
-
-def _make_shards(
-    todo: Sequence[ShardSpec], begin: Callable[[int], Work], encoder: Encoder, *, num_workers: int
-) -> None:
-    guesses = {spec.path: sum(guess_lengths(encoder, spec.rows)) for spec in todo}
-    with progress("gradients", sum(guesses.values()), unit="token") as bar:
-
-        def advance(name: str, tokens: int) -> None:
-            bar.set_postfix_str(name, refresh=False)
-            bar.update(tokens)
-
-        for report in run_local(todo, begin, num_workers=num_workers, advance=advance):
-            # What is left stays a guess; what is done is known.
-            bar.total += report.tokens - guesses[report.spec.path]
-
-
-def _require_few_bad_rows(store: GradientStore, limit: float) -> None:
-    """Say what has no gradient, from the receipts; fail where it is too much."""
-    rows, left_out, bad = 0, Counter(), {}
-    for side, names in (("train", store.sources), ("target", store.targets)):
-        for name in names:
-            for receipt in store.receipts(side, name):
-                rows += receipt["rows"]
-                left_out.update(receipt["left_out"].values())
-                bad |= {(name, row): reason for row, reason in receipt["bad"].items()}
-    for reason, count in left_out.items():
-        log.warning("%d rows left out: %s", count, reason)
-    for (name, row), reason in list(bad.items())[:5]:
-        log.warning("row %s of %s: %s", row, name, reason)
-    if len(bad) > limit * rows:
-        raise GradexError(
-            f"{len(bad)} of {rows} rows have no finite gradient, more than --max_bad_rows {limit} "
-            "allows; look at those rows and at the meta-training's loss curve, or raise the limit"
-        )
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def test_the_exported_adapter_is_a_plain_peft_folder(model_folder, toy_tasks):
     from transformers import AutoModelForCausalLM
 
     meta_train(meta_config(model_folder("llama"), toy_tasks))
-    project(ProjectConfig(project_dim=20))
+    project(ProjectConfig(points=1, project_dim=20))
     select_sources(SelectConfig())
     folder = finetune(FinetuneConfig())
     base = AutoModelForCausalLM.from_pretrained(model_folder("llama"))
@@ -111,7 +111,7 @@ def test_the_exported_adapter_is_a_plain_peft_folder(model_folder, toy_tasks):
 def test_the_other_families_go_the_same_way(model_folder, toy_tasks, tmp_path, kind):
     tasks = toy_tasks if kind != "bert" else _labelled(tmp_path / "labelled")
     meta_train(meta_config(model_folder(kind), tasks))
-    project(ProjectConfig(project_dim=20))
+    project(ProjectConfig(points=1, project_dim=20))
     select_sources(SelectConfig())
     folder = finetune(FinetuneConfig())
     results = json.loads((folder / "results.json").read_text())
@@ -130,7 +130,7 @@ def test_a_chain_of_thought_is_scored_by_its_answer(model_folder, tmp_path, kind
         (folder / f"{name}.jsonl").write_text("".join(lines))
         (folder / f"{name}.yaml").write_text(f"path: {name}.jsonl\nmetric: answer\n")
     meta_train(meta_config(model_folder(kind), folder))
-    project(ProjectConfig(project_dim=20))
+    project(ProjectConfig(points=1, project_dim=20))
     select_sources(SelectConfig())
     results = json.loads((finetune(FinetuneConfig()) / "results.json").read_text())
     assert 0 <= results["tuned"]["answer"] <= 1
@@ -141,7 +141,7 @@ def test_a_chain_of_thought_is_scored_by_its_answer(model_folder, tmp_path, kind
 
 def test_half_precision_goes_the_same_way(model_folder, toy_tasks):
     meta_train(meta_config(model_folder("llama"), toy_tasks, bf16=True))
-    store = GradientStore.open(project(ProjectConfig(project_dim=20)))
+    store = GradientStore.open(project(ProjectConfig(points=1, project_dim=20)))
     assert store.space["model"].endswith("bfloat16")
     assert (store.source("copy").table["grad_norm"] > 0).all()
 
@@ -159,7 +159,7 @@ def test_stored_rows_equal_projected_single_sample_gradients(model_folder, toy_t
     """The store against the obvious way: batch-of-one autograd, projected by the same projector."""
     spec = BaseSpec(str(model_folder("llama")))
     meta = meta_train(meta_config(spec.path, toy_tasks))
-    path = project(ProjectConfig(project_dim=30, dtype="float32", differentiate="both"))
+    path = project(ProjectConfig(points=1, project_dim=30, dtype="float32", differentiate="both"))
     block = GradientStore.open(path).source("upper", objective=objective)
     sources = load_sources([str(toy_tasks)])
     base, encoder = load_base_and_encoder(spec, sources, max_length=512)
@@ -195,13 +195,13 @@ def test_two_runs_with_one_seed_leave_the_same_bytes(model_folder, toy_tasks, mo
 
 def test_projecting_again_redoes_only_what_is_damaged(model_folder, toy_tasks):
     meta_train(meta_config(model_folder("llama"), toy_tasks))
-    store = project(ProjectConfig(project_dim=20))
+    store = project(ProjectConfig(points=1, project_dim=20))
     before = files_of(store)
     damaged = store / "train/copy/shard-00000.npy"
     untouched = store / "train/upper/shard-00000.npy"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     stamp = untouched.stat().st_mtime_ns
-    assert project(ProjectConfig(project_dim=20)) == store
+    assert project(ProjectConfig(points=1, project_dim=20)) == store
     assert files_of(store) == before
     assert untouched.stat().st_mtime_ns == stamp
 
@@ -254,7 +254,7 @@ def test_a_killed_projection_goes_on_to_the_same_store(model_folder, tmp_path):
 
 def test_verify_keeps_finished_fine_tunes(model_folder, toy_tasks, monkeypatch):
     meta_train(meta_config(model_folder("llama"), toy_tasks))
-    project(ProjectConfig(project_dim=20))
+    project(ProjectConfig(points=1, project_dim=20))
     train, count = Trials._train, []
 
     def dying(self, *arguments):
@@ -274,7 +274,7 @@ def test_verify_goes_on_from_the_adapter_of_the_store(model_folder, toy_tasks):
     """With steps of next to no length every fine-tune ends at the losses that the store recorded;
     without the adapter, or with another one, there is nothing to go on from."""
     meta = meta_train(meta_config(model_folder("llama"), toy_tasks))
-    store = GradientStore.open(project(ProjectConfig(project_dim=20)))
+    store = GradientStore.open(project(ProjectConfig(points=1, project_dim=20)))
     meta_train(meta_config(model_folder("llama"), toy_tasks, seed=1))  # newer, not the store's
     still = VerifyConfig(num_subsets=1, start="meta", learning_rate=1e-12)
     run = verify(still)
@@ -321,7 +321,7 @@ def test_the_pipeline_does_not_repeat_finished_stages(model_folder, toy_tasks, m
 def test_every_stage_is_repeated_by_its_config(model_folder, toy_tasks):
     """`gradex RUN/config.yaml`, which the report prints, works for each of them."""
     meta_train(meta_config(model_folder("llama"), toy_tasks))
-    project(ProjectConfig(project_dim=20))
+    project(ProjectConfig(points=1, project_dim=20))
     estimate(EstimateConfig(num_subsets=6))
     select_sources(SelectConfig())
     finetune(FinetuneConfig())
@@ -338,7 +338,7 @@ def test_a_target_of_its_own_file(model_folder, toy_tasks, tmp_path):
     (toy_tasks / "upper.jsonl").write_text("".join(rows[30:]))
     target = [str(tmp_path / "mine.jsonl")]
     meta_train(meta_config(model_folder("llama"), toy_tasks, target=target))
-    store = GradientStore.open(project(ProjectConfig(project_dim=20)))
+    store = GradientStore.open(project(ProjectConfig(points=1, project_dim=20)))
     assert store.targets == ["mine"] and len(store.sources) == 4
     verify(VerifyConfig(num_subsets=2))
     select_sources(SelectConfig())
@@ -351,11 +351,11 @@ def test_one_adapter_with_other_targets_has_another_store(model_folder, toy_task
     made = []
     for target in (["upper"], ["copy", "upper"]):
         meta_train(meta_config(model_folder("llama"), _with_held_out(toy_tasks), target=target))
-        made.append(GradientStore.open(project(ProjectConfig(project_dim=20))))
+        made.append(GradientStore.open(project(ProjectConfig(points=1, project_dim=20))))
     assert made[0].space == made[1].space and made[0].path != made[1].path
     assert [store.targets for store in made] == [["upper"], ["copy", "upper"]]
     with pytest.raises(GradexError, match="other tasks or another recipe"):
-        project(ProjectConfig(project_dim=20, output_dir=str(made[0].path)))
+        project(ProjectConfig(points=1, project_dim=20, output_dir=str(made[0].path)))
 
 
 def _with_held_out(tasks: Path) -> Path:
@@ -388,15 +388,15 @@ def test_a_written_config_repeats_the_run(model_folder, toy_tasks):
 
 def test_a_store_of_another_adapter_is_refused(model_folder, toy_tasks):
     meta_train(meta_config(model_folder("llama"), toy_tasks))
-    project(ProjectConfig(project_dim=20, output_dir="store"))
+    project(ProjectConfig(points=1, project_dim=20, output_dir="store"))
     meta_train(meta_config(model_folder("llama"), toy_tasks, seed=1))
     with pytest.raises(GradexError, match="the store was made with adapter="):
-        project(ProjectConfig(project_dim=20, output_dir="store"))
+        project(ProjectConfig(points=1, project_dim=20, output_dir="store"))
 
 
 def test_rows_that_changed_since_are_refused(model_folder, toy_tasks):
     meta_train(meta_config(model_folder("llama"), toy_tasks))
-    project(ProjectConfig(project_dim=20))
+    project(ProjectConfig(points=1, project_dim=20))
     select_sources(SelectConfig())
     for file in toy_tasks.glob("*.jsonl"):
         file.write_text(file.read_text() + '{"prompt": "new", "completion": "row"}\n')
@@ -407,7 +407,7 @@ def test_rows_that_changed_since_are_refused(model_folder, toy_tasks):
 
 def test_trust_is_not_handed_on(model_folder, toy_tasks):
     meta = meta_train(meta_config(model_folder("llama"), toy_tasks, allow_pickle=True))
-    store = GradientStore.open(project(ProjectConfig(project_dim=20)))
+    store = GradientStore.open(project(ProjectConfig(points=1, project_dim=20)))
     assert yaml.safe_load((meta / "config.yaml").read_text())["allow_pickle"] is True
     handed_on = [*store.origin["base"], *store.origin["tasks"], *store.origin["recipe"]]
     assert "allow_pickle" not in handed_on and "trust_remote_code" not in handed_on
@@ -431,8 +431,8 @@ def test_rows_without_a_finite_gradient_fail_the_run_above_the_limit(model_folde
     weights[min(weights)][0, 0] = torch.nan
     save_file(weights, meta / "adapter/adapter_model.safetensors")
     with pytest.raises(GradexError, match=r"160 of 160 rows have no finite gradient"):
-        project(ProjectConfig(project_dim=8))
-    store = GradientStore.open(project(ProjectConfig(project_dim=8, max_bad_rows=1.0)))
+        project(ProjectConfig(points=1, project_dim=8))
+    store = GradientStore.open(project(ProjectConfig(points=1, project_dim=8, max_bad_rows=1.0)))
     receipt = store.receipts("train", "copy")[0]
     assert set(receipt["bad"].values()) == {"its loss is not finite"}
 
@@ -463,8 +463,8 @@ def test_progress_is_counted_in_tokens_and_names_the_source(
         bars.append(Bar(total))
         yield bars[-1]
 
-    monkeypatch.setattr("gradex.project.progress", progress)
-    project(ProjectConfig(project_dim=8, num_workers=num_workers))
+    monkeypatch.setattr("gradex.gradients.making.progress", progress)
+    project(ProjectConfig(points=1, project_dim=8, num_workers=num_workers))
     sources = load_sources([str(toy_tasks)])
     _, encoder = load_base_and_encoder(
         BaseSpec(str(model_folder("llama"))), sources, max_length=512

@@ -93,14 +93,16 @@ def _require_all_weights(model: nn.Module, folder: Path) -> None:
         raise GradexError(f"{folder}: the adapter does not fit this base model (see {name})")
 
 
-def export(model: nn.Module, folder: Path, *, base_path: str, card: str) -> None:
-    """A plain peft folder with a model card, loadable with `PeftModel.from_pretrained`."""
+def export(model: nn.Module, folder: Path, *, base_path: str, card: str | None) -> None:
+    """A plain peft folder with its model card, loadable with `PeftModel.from_pretrained`."""
     model.peft_config["default"].base_model_name_or_path = base_path
     # Embeddings are never trained here; peft would ask the hub whether they were resized.
     model.save_pretrained(folder, save_embedding_layers=False)
     file = folder / "adapter_config.json"
     write_json(file, _in_order(read_json(file, "a peft adapter's settings")))
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").unlink(missing_ok=True)  # peft's own, with its blanks to fill in
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _in_order(settings: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Each holds a checksum of itself: no other file could tell a flipped byte in it.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -145,6 +146,11 @@ class DescribedStore:
     @property
     def targets(self) -> list[str]:
         return list(self.plan["target"])
+
+    def entries(self) -> Iterator[tuple[Side, str]]:
+        """All sources, then all targets, each with its side."""
+        yield from (("train", name) for name in self.sources)
+        yield from (("target", name) for name in self.targets)
 
     def require_same_space(self, space: dict[str, Any], *, other: str) -> None:
         """Refuse, naming the first field that differs and both its values."""

@@ -4,6 +4,7 @@
     train/<source>/      shards of the training rows
     target/<target>/     shards of the select and test rows
     stats/<key>.npz      sums over the rows of a source (see statistics): derived
+    points/<step>/       stores of the same rows at adapters from earlier in the meta-training
 
 Stores of different spaces cannot be compared, so every reader checks the fingerprint of the space.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
+from gradex.adapters.points import points_in
 from gradex.errors import GradexError
 from gradex.gradients.description import DescribedStore, Side
 from gradex.gradients.shards import (
@@ -43,6 +45,19 @@ class Block:
 
 class GradientStore(DescribedStore):
     """A store whose rows can be read, a shard at a time."""
+
+    def points(self) -> list["GradientStore"]:
+        """The stores at earlier points of the meta-training, in order; each must be complete."""
+        points = [GradientStore.open(folder) for folder in points_in(self.path).values()]
+        for point in points:
+            if point.plan != self.plan:
+                raise GradexError(
+                    f"{point.path}: does not hold the rows of {self.path} yet; run project again "
+                    "to finish the store"
+                )
+            for side, name in point.entries():
+                point.receipts(side, name)
+        return points
 
     def receipts(self, side: Side, name: str) -> list[dict]:
         return [read_receipt(shard) for shard in self.shards(side, name)]

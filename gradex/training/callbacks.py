@@ -1,9 +1,14 @@
-"""What happens beside the steps: a progress bar and the loss curve."""
+"""What happens beside the steps: a progress bar, the loss curve, adapters kept on the way."""
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
+from gradex.adapters.points import point_folder
+from gradex.adapters.spec import export
 from gradex.progress import progress
 
 
@@ -55,3 +60,31 @@ class LossCurve(pl.Callback):
     ) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
+
+
+class KeepAdapters(pl.Callback):
+    """Exports the adapter as it is after each of the steps, to `folder`/points/<step>.
+
+    A step's checkpoint is written after this callback has run, so that training which goes on
+    from a checkpoint has every point behind it on disk.
+    """
+
+    def __init__(self, steps: Sequence[int], folder: Path, *, base_path: str):
+        self.steps, self.folder, self.base_path = frozenset(steps), folder, base_path
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_index: int,
+    ) -> None:
+        step = trainer.global_step
+        place = point_folder(self.folder, step)
+        if step not in self.steps or trainer.global_rank != 0 or place.exists():
+            return
+        part = place.with_name(f"{place.name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # of a training that was killed here
+        export(module.model, part, base_path=self.base_path, card=None)
+        part.rename(place)
