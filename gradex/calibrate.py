@@ -23,11 +23,11 @@ from gradex.arguments import (
     keep,
 )
 from gradex.config import main, option, with_defaults
-from gradex.estimators import make_calibrated
 from gradex.gradients.store import open_store
-from gradex.training.anchors import pick_anchors, train_anchors, write_calibration
-from gradex.training.trials import make_trials
+from gradex.reporting.quantities import number
+from gradex.training.anchors import make_calibration, write_calibration
 
+START = {"base": "base model", "meta": "meta adapter"}
 log = logging.getLogger(__name__)
 
 
@@ -48,22 +48,21 @@ def calibrate(config: Config) -> Path:
     recorded = store.recorded_settings()
     config = replace(config, store=str(store.path), calibration="none")
     config = with_defaults(config, keep(recorded, TrainArguments))
-    targets = config.target or list(store.targets)
-    anchors = pick_anchors(
-        config, store, targets,
-        count=config.anchors, size=config.anchor_size, seed=config.anchor_seed,
-    )  # fmt: skip
-    inputs = (store.fingerprint, store.data_hashes(), [sorted(subset) for subset in anchors])
+    targets = [store.require_target(name) for name in config.target or store.targets]
+    inputs = (store.fingerprint, store.data_hashes())
     with runs.start("calibrate", config, output_dir=config.output_dir, inputs=inputs) as run:
-        trials = make_trials(combined(recorded, config), store, targets, start=config.start)
-        calibration = train_anchors(trials, store, anchors, run.part, start=config.start)
-        fitted = make_calibrated(config, calibration.anchors).fit(store, targets=targets)
+        calibration, fitted = make_calibration(
+            config, config, combined(recorded, config), store, targets, count=config.anchors,
+            start=config.start, folder=run.part,
+        )  # fmt: skip
         summary = fitted.summary()
         write_calibration(calibration, store, estimator=config.estimator, **summary)
-    log.info("calibrated on %d true fine-tunes from the %s, with %s", len(anchors), config.start,
-             summary["chosen"])  # fmt: skip
+    log.info(
+        "calibrated on %d true fine-tunes from the %s, with %s",
+        config.anchors, START[config.start], summary["chosen"],
+    )  # fmt: skip
     for target, share in summary["left_out_r2"].items():
-        log.info("%s: each anchor told from the others, R^2 %.2f", target, share)
+        log.info("%s: each anchor told from the others, R^2 %s", target, number(share, 2))
     return run.path
 
 

@@ -2,91 +2,154 @@
 
     python -m gradex.estimate --num_subsets 1000 --subset_size 0.5
     python -m gradex.estimate --store gradients/NAME --subsets sampled_tasks/mine.txt
+    python -m gradex.estimate --anchors 8 --metric exact_match
 
-Random subsets are kept in sampled_tasks/, so that the same ones can be used again.
+Random subsets are kept in sampled_tasks/, so that the same ones can be used again. Estimates rank
+subsets; with a calibration (see calibrate, or --anchors) they are losses with intervals.
 """
 
-import csv
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gradex import runs
-from gradex.arguments import EstimatorArguments, SubsetArguments
-from gradex.config import main, option
+from gradex.arguments import (
+    AnchorArguments,
+    EstimatorArguments,
+    SubsetArguments,
+    TrainArguments,
+    TrialArguments,
+    TrustArguments,
+    combined,
+    keep,
+)
+from gradex.config import main, option, with_defaults
 from gradex.data.subsets import Subset, find_subsets, format_subset
-from gradex.estimators import make_estimator
+from gradex.errors import GradexError
+from gradex.estimators import estimator_of, with_calibration
+from gradex.estimators.calibrated import Calibrated
+from gradex.estimators.calibration import Calibration
 from gradex.estimators.protocol import Displacing, Estimates, Estimator, members
+from gradex.estimators.ranks import Ranks, rank_intervals
+from gradex.estimators.row_outcomes import row_outcomes
 from gradex.estimators.trust import find_trust, outside
 from gradex.gradients.store import GradientStore, open_store
+from gradex.reporting.estimates_table import write_estimates, write_row_outcomes
+from gradex.training.anchors import make_calibration, write_calibration
 
 SHOWN = 5  # targets whose best subset is named on the screen
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Config(SubsetArguments, EstimatorArguments):
+class Config(SubsetArguments, AnchorArguments, EstimatorArguments, TrustArguments):
     target: list[str] | None = option(None, "targets to estimate; default: all of the store")
+    metric: str = option("loss", "what to predict: loss, or the tasks' metric once calibrated")
+    per_row: bool = option(False, "also predict every target row, in per_row.csv")
+    anchors: int | None = option(
+        None, "calibrate first, on so many true fine-tunes from the base; default: none"
+    )
     output_dir: str | None = option(None, "the run's folder; default: runs/estimate/UTC-TIME")
 
     def __post_init__(self):
         EstimatorArguments.__post_init__(self)
+        AnchorArguments.__post_init__(self)
         SubsetArguments.__post_init__(self)
+        if self.anchors is not None and self.calibration != "auto":
+            raise GradexError(
+                f"--anchors: found with --calibration {self.calibration}, which says what to "
+                "calibrate on already; leave one of them out"
+            )
 
 
 def estimate(config: Config) -> Path:
-    """Returns estimates.csv: subset,target,value,low,high,calibrated."""
+    """Returns estimates.csv: subset,target,value,low,high,calibrated,rank_low,rank_high."""
     store = open_store(config.store)
-    resolved = replace(config, store=str(store.path))
+    targets = [store.require_target(name) for name in config.target or store.targets]
+    resolved, calibration = with_calibration(replace(config, store=str(store.path)), store)
+    if config.anchors is not None:
+        resolved = replace(resolved, calibration="auto")
     with runs.start("estimate", resolved, output_dir=config.output_dir) as run:
-        fitted = make_estimator(config).fit(store, targets=config.target)
+        if config.anchors is not None:
+            calibration = _anchors(config, store, targets, run.part)
+        fitted = estimator_of(config, calibration, metric=config.metric).fit(store, targets=targets)
+        inner = fitted.view_.fitted if isinstance(fitted, Calibrated) else fitted
         subsets = find_subsets(
             config.subsets, store.sources, count=config.num_subsets, size=config.subset_size,
             seed=config.seed, store=store.path.name,
         )  # fmt: skip
         estimates = fitted.predict(subsets)
-        write_estimates(run.part / "estimates.csv", estimates, subsets, store.sources)
-    _warn_outside(store, fitted, subsets)
-    for column, target in enumerate(estimates.targets[:SHOWN]):
-        best = int(estimates.value[:, column].argmin())
-        log.info(
-            "%s: lowest of %d estimates %.3f, with %s",
-            target, len(subsets), estimates.value[best, column],
-            format_subset(subsets[best], store.sources),
-        )  # fmt: skip
+        ranks = _ranks(inner, store, subsets, estimates)
+        file = run.part / "estimates.csv"
+        write_estimates(file, estimates, subsets, store.sources, ranks=ranks)
+        if config.per_row:
+            found = row_outcomes(_require_displacing(inner, config), store, subsets, targets)
+            write_row_outcomes(run.part / "per_row.csv", found, subsets, store.sources)
+    _warn_outside(store, inner, subsets)
+    _show(estimates, subsets, store, metric=config.metric)
     return run.path / "estimates.csv"
 
 
-def _warn_outside(store: GradientStore, fitted: Estimator, subsets: Sequence[Subset]) -> None:
+def _anchors(config: Config, store: GradientStore, targets: list[str], part: Path) -> Calibration:
+    """As calibrate makes them without flags of training, in this run's own folder."""
+    recorded = store.recorded_settings()
+    trial = with_defaults(TrialArguments(), keep(recorded, TrainArguments))
+    settings = combined(recorded, trial) | keep(asdict(config), TrustArguments)
+    calibration, fitted = make_calibration(
+        config, config, settings, store, targets, count=int(config.anchors or 0),
+        start=trial.start, folder=part,
+    )  # fmt: skip
+    write_calibration(calibration, store, estimator=config.estimator, **fitted.summary())
+    return calibration
+
+
+def _ranks(
+    inner: Estimator, store: GradientStore, subsets: Sequence[Subset], estimates: Estimates
+) -> tuple[Ranks, Ranks] | None:
+    """How far ranks may be off, for estimates without an interval of their own."""
+    if estimates.calibrated or not isinstance(inner, Displacing):
+        return None
+    return rank_intervals(inner, store, subsets, estimates.targets)
+
+
+def _require_displacing(inner: Estimator, config: Config) -> Displacing:
+    if isinstance(inner, Displacing):
+        return inner
+    raise GradexError(
+        f"--per_row: rows are predicted by linear and flow, found --estimator {config.estimator}"
+    )
+
+
+def _warn_outside(store: GradientStore, inner: Estimator, subsets: Sequence[Subset]) -> None:
     """Say how many subsets lead farther than first-order changes were found to hold."""
     trust = find_trust(store)
-    if trust is None or not isinstance(fitted, Displacing):
+    if trust is None or not isinstance(inner, Displacing):
         return
-    distances = trust.distances(fitted.displacements(members(subsets, store.sources)))
+    distances = trust.distances(inner.displacements(members(subsets, store.sources)))
     far = distances[outside(trust.radius, distances)]
     if len(far):
         log.warning(
             "%d of %d subsets lie farther from the meta adapter (%.2g to %.2g of its norm) than "
-            "first-order changes hold (%.2g); see %s",
+            "first-order changes hold (%.2g): values there are ranks; see %s",
             len(far), len(subsets), far.min(), far.max(), trust.radius, trust.folder,
         )  # fmt: skip
 
 
-def write_estimates(
-    path: Path, estimates: Estimates, subsets: Sequence[Subset], sources: Sequence[str]
+def _show(
+    estimates: Estimates, subsets: Sequence[Subset], store: GradientStore, *, metric: str
 ) -> None:
-    """One line a subset and target; an interval that is not there is left empty."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["subset", "target", "value", "low", "high", "calibrated"])
-        for row, subset in enumerate(subsets):
-            words = format_subset(subset, sources)
-            for column, target in enumerate(estimates.targets):
-                numbers = [m[row, column] for m in (estimates.value, estimates.low, estimates.high)]
-                cells = ["" if math.isnan(x) else f"{x:.6g}" for x in numbers]
-                table.writerow([words, target, *cells, str(estimates.calibrated).lower()])
+    """The best subset of the first few targets."""
+    best = estimates.value.argmin(0) if metric == "loss" else estimates.value.argmax(0)
+    for column, target in enumerate(estimates.targets[:SHOWN]):
+        row = int(best[column])
+        bounds = f" ({estimates.low[row, column]:.3f} to {estimates.high[row, column]:.3f})"
+        log.info(
+            "%s: best of %d estimates %.3f%s, with %s",
+            target, len(subsets), estimates.value[row, column],
+            bounds if estimates.calibrated else "",
+            format_subset(subsets[row], store.sources),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

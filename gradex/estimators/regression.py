@@ -60,7 +60,7 @@ class Regression:
             [float(block.table["loss"].mean()) for block in rows]
         )
         self.slope_: Float[np.ndarray, "target dim"] = np.stack(
-            [target_slope(block, self.target_norm) for block in rows]
+            [target_rows(block, self.target_norm).mean(0) for block in rows]
         )
         view = source_view(store, self.sources_, self.source_norm)
         self.compression_ = self._compression(store, view)
@@ -116,12 +116,12 @@ class Regression:
         return z
 
 
-def target_slope(block: Block, norm: RowNorm) -> Float[np.ndarray, " dim"]:
-    """The mean gradient of a target, in units of its loss at the median norm."""
+def target_rows(block: Block, norm: RowNorm) -> Float[np.ndarray, "row dim"]:
+    """A target's gradients as they are seen, in units of its loss at the median norm."""
     norms = block.table["grad_norm"].astype(np.float64)
     middle = float(np.median(norms))
     weights = row_weights(norms, norm, middle) * (1 if norm == "raw" else middle)
-    return (block.gradients * weights[:, None]).mean(0)
+    return block.gradients * weights[:, None]
 
 
 def _require_sound(
