@@ -72,11 +72,14 @@ TARGETS = ("add", "last", "max", "reverse", "sort")
 WRONG = tuple(f"wrong_{name}" for name in TARGETS)
 
 
-def demo_rows(name: str, split: str = "train") -> list[Row]:
-    """The rows of a source, such as "sort" or "wrong_sort", in its train, select or test split."""
+def demo_rows(name: str, split: str = "train", *, seed: int = 0) -> list[Row]:
+    """The rows of a source, such as "sort" or "wrong_sort", in its train, select or test split.
+
+    The shipped world has seed 0; others are for choosing what is then measured on it.
+    """
     if name in WRONG:
-        return _with_wrong_answers(demo_rows(name.removeprefix("wrong_"), split))
-    rng = random.Random(f"demo world, {name}")
+        return _with_wrong_answers(demo_rows(name.removeprefix("wrong_"), split, seed=seed))
+    rng = random.Random(f"demo world{f' {seed}' if seed else ''}, {name}")
     rows: dict[str, Row] = {}
     while len(rows) < sum(SPLIT_SIZES.values()):
         row = SKILLS[name](rng)
@@ -95,20 +98,20 @@ def _with_wrong_answers(rows: list[Row]) -> list[Row]:
     ]
 
 
-def write_world(root: Path) -> None:
+def write_world(root: Path, *, seed: int = 0) -> None:
     """Write tasks/demo/*.yaml and data/demo/*.jsonl below `root`, the same bytes every time."""
     tasks, data = root / "tasks" / "demo", root / "data" / "demo"
     tasks.mkdir(parents=True, exist_ok=True)
     data.mkdir(parents=True, exist_ok=True)
     for name in (*SKILLS, *WRONG):
-        (tasks / f"{name}.yaml").write_text(_task_text(name), encoding="utf-8")
-        (data / f"{name}.jsonl").write_text(_lines(name, "train"), encoding="utf-8")
+        (tasks / f"{name}.yaml").write_text(_task_text(name, seed), encoding="utf-8")
+        (data / f"{name}.jsonl").write_text(_lines(name, "train", seed), encoding="utf-8")
     for name, split in itertools.product(TARGETS, ("select", "test")):
-        (data / f"{name}.{split}.jsonl").write_text(_lines(name, split), encoding="utf-8")
+        (data / f"{name}.{split}.jsonl").write_text(_lines(name, split, seed), encoding="utf-8")
 
 
-def _task_text(name: str) -> str:
-    example = demo_rows(name)[0]
+def _task_text(name: str, seed: int) -> str:
+    example = demo_rows(name, seed=seed)[0]
     kind = "A wrong answer to every prompt" if name in WRONG else "A toy skill"
     files = f"../../data/demo/{name}"
     held_out = f"select: {files}.select.jsonl\ntest: {files}.test.jsonl\n"
@@ -119,8 +122,8 @@ def _task_text(name: str) -> str:
     )
 
 
-def _lines(name: str, split: str) -> str:
-    return "".join(json.dumps(row) + "\n" for row in demo_rows(name, split))
+def _lines(name: str, split: str, seed: int) -> str:
+    return "".join(json.dumps(row) + "\n" for row in demo_rows(name, split, seed=seed))
 
 
 if __name__ == "__main__":

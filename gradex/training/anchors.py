@@ -45,8 +45,9 @@ def pick_anchors(
     targets: Sequence[str],
     *,
     count: int,
+    exclude: Iterable[Subset] = (),
 ) -> list[Subset]:
-    """The subsets of a random pool whose outcomes would tell most."""
+    """The subsets of a random pool whose outcomes would tell most, one after the other."""
     if count < FEWEST_ANCHORS:
         raise GradexError(
             f"--anchors: found {count}, a calibration needs at least {FEWEST_ANCHORS} true "
