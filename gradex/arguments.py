@@ -199,6 +199,10 @@ class EstimatorArguments:
     calibration: str = option(
         "auto", "a run of calibrate, auto (the newest of this store, if there is one), or none"
     )
+    runs: list[str] | None = option(
+        None, "runs.json files of verify or calibrate, true fine-tunes to fit a surrogate to; "
+        "default: none"
+    )  # fmt: skip
 
     def __post_init__(self):
         require_positive(self, "lam", "t", "compress")

@@ -34,7 +34,7 @@ from gradex.config import (
     with_defaults,
 )
 from gradex.data.subsets import Subset, format_subset, read_subsets, sample_subsets
-from gradex.data.true_runs import scores_of, write_runs
+from gradex.data.true_runs import read_all_runs, scores_of, write_runs
 from gradex.errors import GradexError
 from gradex.estimators import BASELINES, estimator_of, with_calibration
 from gradex.estimators.calibration import Calibration
@@ -83,9 +83,10 @@ def verify(config: Config) -> Path:
     targets = config.target or list(store.targets)
     trials = make_trials(combined(recorded, config), store, targets, start=config.start)
     config, calibration = with_calibration(config, store, recipe=trials.recipe_hash)
-    # What the estimates are calibrated on is no evidence for them.
-    anchors = [run.subset for run in calibration.anchors] if calibration else []
-    subsets = _held_out(config, store.sources, exclude=anchors)
+    # What the estimates are calibrated on or fitted to is no evidence for them.
+    known = read_all_runs(config.runs or [], recipe=trials.recipe_hash)
+    known += calibration.anchors if calibration else []
+    subsets = _held_out(config, store.sources, exclude=[run.subset for run in known])
     predictions, missing = _predictions(config, store, subsets, calibration)
     inputs = (store.fingerprint, store.data_hashes(), [sorted(subset) for subset in subsets])
     with runs.start("verify", config, output_dir=config.output_dir, inputs=inputs) as run:

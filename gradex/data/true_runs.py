@@ -13,8 +13,9 @@ from jaxtyping import Float
 
 from gradex.data.subsets import Subset
 from gradex.errors import GradexError
-from gradex.records import read_json, write_json
+from gradex.records import read_json, require_shape, write_json
 
+RECORD = {"subset": list, "seed": int, "scores": dict}
 Scores = dict[str, dict[str, dict[str, float]]]  # target -> split -> metric -> value
 
 
@@ -41,8 +42,28 @@ def write_runs(file: Path, runs: Sequence[TrueRun], *, recipe: str) -> None:
 
 def read_runs(file: Path) -> tuple[list[TrueRun], str]:
     """The runs of a file, and the hash of the recipe that made them."""
-    content = read_json(file, "results of true fine-tunes", {"recipe": str, "runs": list})
+    what = "results of true fine-tunes, as calibrate and verify write them"
+    content = read_json(file, what, {"recipe": str, "runs": list})
+    for record in content["runs"]:
+        require_shape(record, RECORD, where=str(file), what=what)
     return [TrueRun.of(record) for record in content["runs"]], content["recipe"]
+
+
+def read_all_runs(files: Sequence[str], *, recipe: str | None = None) -> list[TrueRun]:
+    """The runs of several files, each once; all of one recipe, that of the caller's own fine-tunes
+    where it is given, so that they differ in subset and seed alone."""
+    found: dict[tuple[Subset, int], TrueRun] = {}
+    made_by = {} if recipe is None else {recipe: "this stage"}
+    for file in files:
+        runs, its_recipe = read_runs(Path(file))
+        made_by.setdefault(its_recipe, file)
+        found |= {(run.subset, run.seed): run for run in runs}
+    if len(made_by) > 1:
+        raise GradexError(
+            f"--runs: the fine-tunes of {' and '.join(made_by.values())} differ in more than subset "
+            "and seed (model, data, start, steps, targets or other settings); give files of one kind"
+        )
+    return list(found.values())
 
 
 def scores_of(

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 from gradex.arguments import EstimatorArguments, TrustArguments
-from gradex.data.true_runs import TrueRun
+from gradex.data.true_runs import TrueRun, read_all_runs
 from gradex.errors import GradexError, unknown
 from gradex.estimators import baselines
 from gradex.estimators.averaged import Averaged
@@ -17,6 +17,7 @@ from gradex.estimators.linear import Linear
 from gradex.estimators.logistic import Logistic
 from gradex.estimators.protocol import Estimator
 from gradex.estimators.shift import Shift
+from gradex.estimators.surrogate import Surrogate
 from gradex.gradients.store import GradientStore
 
 ArgumentsT = TypeVar("ArgumentsT", bound=EstimatorArguments)
@@ -27,6 +28,7 @@ ESTIMATORS: dict[str, Make] = {
     "logistic": lambda a, runs: Logistic(as_published=a.as_published, **_given(lam=a.lam)),
     "logistic_loss": lambda a, runs: Logistic(objective="loss", **_given(lam=a.lam)),
     "shift": lambda a, runs: Shift(Linear(**_given(lam=a.lam))),
+    "surrogate": lambda a, runs: Surrogate(runs),
     "influence": lambda a, runs: baselines.influence(),
     "cosine": lambda a, runs: baselines.cosine(),
     "representation": lambda a, runs: baselines.representation(),
@@ -85,11 +87,15 @@ def make_calibrated(
     return Calibrated(candidates, anchors, metric=metric)
 
 
-def make_estimator(arguments: EstimatorArguments, *, runs: Sequence[TrueRun] = ()) -> Estimator:
-    """The estimator that the flags name; `runs` are true fine-tunes, for those that need them."""
+def make_estimator(
+    arguments: EstimatorArguments, *, runs: Sequence[TrueRun] | None = None
+) -> Estimator:
+    """The estimator that the flags name. `runs` are true fine-tunes, for those that need them;
+    where none are given, those of the files that the flags name."""
     if arguments.estimator not in ESTIMATORS:
         raise unknown("estimator", arguments.estimator, ESTIMATORS, "--estimator")
-    return ESTIMATORS[arguments.estimator](arguments, runs)
+    known = read_all_runs(arguments.runs or []) if runs is None else runs
+    return ESTIMATORS[arguments.estimator](arguments, known)
 
 
 def _given(**flags: float | None) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Anchors: a few subsets, chosen by what they teach, and fine-tuned on for real."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ def pick_anchors(
             "fine-tunes"
         )
     pool = sample_subsets(
-        store.sources, POOL, sizes=[picking.anchor_size], seed=picking.anchor_seed
+        store.sources, POOL, sizes=[picking.anchor_size], seed=picking.anchor_seed, exclude=exclude
     )
     if len(pool) < count:
         raise GradexError(

@@ -2,12 +2,14 @@
 
 import csv
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
 
-from gradex.data.evidence import log_r2, squared_relative_error
+from gradex.data.evidence import log_r2, regret, squared_relative_error
 from gradex.estimators.protocol import Estimates, uncalibrated
+from gradex.estimators.surrogate import leave_one_out
 from gradex.reporting.evidence import (
     MEASURES,
     OTHERS_MEAN,
@@ -20,6 +22,8 @@ from gradex.reporting.evidence import (
 )
 
 TARGETS = ["sort", "max"]
+REGRESSIONS = ["ridge on the other runs", "kernel ridge on the other runs"]
+SUBSETS = [frozenset(pair) for pair in list(combinations("abcde", 2))[:9]]
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def entry(truth) -> dict:
     predictions = [
         Prediction("flow", calibrated, calibrated, in_losses=True),
         Prediction("cosine", raw, raw, in_losses=False),
-        *from_other_runs([frozenset({"a"})] * 9, truth, TARGETS),
+        *from_other_runs(SUBSETS, truth, TARGETS),
     ]
     return target_evidence(1, predictions, {"ngram": "no text"}, truth.test)
 
@@ -74,6 +78,20 @@ def test_the_mean_of_the_others_has_errors_and_no_ranks(entry):
     assert row["log_r2"] < 0, "a mean that leaves the run out explains nothing of it"
 
 
+def test_regressions_on_the_others_stand_with_all_that_a_method_of_losses_has(entry, truth):
+    """Of test losses for what is held against the truth, of select losses for the choice."""
+    for method, kernel in zip(REGRESSIONS, ("ridge", "rbf"), strict=True):
+        row = rows_of(entry)[method]
+        test, select = (
+            leave_one_out(SUBSETS, side, kernel=kernel)[:, 1] for side in (truth.test, truth.select)
+        )
+        assert row["log_r2"] == pytest.approx(log_r2(test, truth.test[:, 1]))
+        assert row["regret"] == regret(select, truth.test[:, 1])
+        for measure in ("spearman", "select_spearman", "relative_error"):
+            assert row[measure] is not None
+        assert row["coverage"] is None and row["calibrated"]
+
+
 def test_a_choice_goes_by_select_rows(truth):
     """Estimates of test rows are held against the truth, and choose nothing."""
     right, wrong = uncalibrated(TARGETS, truth.test), uncalibrated(TARGETS, -truth.test)
@@ -88,10 +106,11 @@ def test_what_cannot_be_had_stands_with_its_reason(entry, tmp_path):
     assert row["reason"] == "no text" and all(row[measure] is None for measure in MEASURES)
     text = lines(entry)
     assert "ngram: none, no text" in text and text[0] == "max, 9 true fine-tunes:"
-    assert sum(line.startswith(("flow", "cosine", OTHERS_MEAN)) for line in text) == 3
+    shown = ("flow", "cosine", OTHERS_MEAN, *REGRESSIONS)
+    assert sum(line.startswith(shown) for line in text) == 5
     write_evidence(tmp_path / "evidence.csv", [entry, entry])
     table = list(csv.DictReader((tmp_path / "evidence.csv").read_text().splitlines()))
-    assert len(table) == 8 and table[0]["method"] == "flow" and table[3]["reason"] == "no text"
+    assert len(table) == 12 and table[0]["method"] == "flow" and table[5]["reason"] == "no text"
     assert table[1]["log_r2"] == "" and float(table[0]["regret"]) == entry["regret"]
 
 
