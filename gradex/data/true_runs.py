@@ -60,8 +60,9 @@ def read_all_runs(files: Sequence[str], *, recipe: str | None = None) -> list[Tr
         found |= {(run.subset, run.seed): run for run in runs}
     if len(made_by) > 1:
         raise GradexError(
-            f"--runs: the fine-tunes of {' and '.join(made_by.values())} differ in more than subset "
-            "and seed (model, data, start, steps, targets or other settings); give files of one kind"
+            f"--runs: the fine-tunes of {' and '.join(made_by.values())} differ in more than "
+            "subset and seed (model, data, start, steps, targets or other settings); give files of "
+            "one kind"
         )
     return list(found.values())
 
