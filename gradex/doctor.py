@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gradex import runs
+from gradex.adapters.points import points_in
 from gradex.arguments import (
     DEFAULTS,
     DEMO_DEFAULTS,
@@ -26,7 +27,7 @@ from gradex.arguments import (
     record_of,
     recorded_settings,
 )
-from gradex.checks.integrity import Examination, examine
+from gradex.checks.integrity import Examination, Fault, examine, examine_point
 from gradex.checks.invariance import Measured
 from gradex.checks.oddities import RULE, duplicates, outliers, summarise
 from gradex.checks.subject import Subject, examine_model
@@ -38,7 +39,7 @@ from gradex.gradients.precondition import some_rows
 from gradex.gradients.store import GradientStore, open_store
 from gradex.models.load import DEMO
 from gradex.records import write_json
-from gradex.reporting.checkup import explanations, model_lines, store_lines
+from gradex.reporting.checkup import explanations, model_lines, point_lines, store_lines
 from gradex.training.recipe import base_spec
 
 ROWS_READ = 64  # among which rows of mixed lengths are looked for
@@ -113,25 +114,48 @@ def _look_at_store(store: GradientStore, findings: _Findings) -> None:
     twice = duplicates(found.parts)
     for line in store_lines(store, found, summaries, worst, twice):
         log.info("%s", line)
-    findings.content["store"] = {
+    findings.wrong.extend(_damage(store.path, found))
+    findings.content["store"] = _record(store, found) | {
+        "sources": [asdict(summary) for summary in summaries],
+        "outliers": {"rule": RULE, "worst": [asdict(one) for one in worst]},
+        "duplicates": asdict(twice),
+        "points": [_look_at_point(p, store, findings) for p in points_in(store.path).values()],
+    }
+
+
+def _look_at_point(folder: Path, store: GradientStore, findings: _Findings) -> dict[str, Any]:
+    """The files of the store at an earlier point; its rows are those of the store."""
+    with runs.locked(folder):
+        try:
+            point = GradientStore.open(folder)
+            found = examine_point(point, store)
+            record = _record(point, found)
+        except GradexError as error:
+            fault = Fault(str(error), f"remove {folder}, then run project again")
+            found = Examination(damage=[fault])
+            record = {"path": str(folder), "damage": [asdict(fault)]}
+    for line in point_lines(folder, found):
+        log.info("%s", line)
+    findings.wrong.extend(_damage(folder, found))
+    return record
+
+
+def _record(store: GradientStore, found: Examination) -> dict[str, Any]:
+    return {
         "path": str(store.path),
         "space": store.space,
         "slow_layers": found.slow_layers,
         "bytes": found.size,
         "damage": [asdict(fault) for fault in found.damage],
         "left_over": [asdict(fault) for fault in found.left_over],
-        "sources": [asdict(summary) for summary in summaries],
-        "outliers": {"rule": RULE, "worst": [asdict(one) for one in worst]},
-        "duplicates": asdict(twice),
     }
-    findings.wrong.extend(_damage(store, found))
 
 
-def _damage(store: GradientStore, found: Examination) -> Iterator[str]:
+def _damage(path: Path, found: Examination) -> Iterator[str]:
     if found.damage:
         mends = "; ".join(dict.fromkeys(fault.mend for fault in found.damage))
         faults = f"{len(found.damage)} fault{'s' * (len(found.damage) > 1)}"
-        yield f"{store.path}: {faults}, first {found.damage[0].what}; {mends}"
+        yield f"{path}: {faults}, first {found.damage[0].what}; {mends}"
 
 
 def _look_at_model(config: Config, findings: _Findings) -> None:

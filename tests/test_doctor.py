@@ -1,6 +1,7 @@
 """The stage: a sound store and model end with 0, damage with 2, and doctor.json says the same."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,11 @@ from gradex.project import project
 def meta(model_folder, toy_tasks) -> Path:
     """A short meta-training."""
     model, tasks = str(model_folder("llama")), [str(toy_tasks)]
-    return meta_train(MetaConfig(model_name_or_path=model, tasks=tasks, max_steps=1))
+    return meta_train(MetaConfig(model_name_or_path=model, tasks=tasks, max_steps=2))
 
 
 def test_a_store_from_sound_to_damaged_to_sound(meta, caplog, capsys):
-    made = project(ProjectConfig(project_dim=20, differentiate="both"))
+    made = project(ProjectConfig(points=1, project_dim=20, differentiate="both"))
     with runs.locked(made), pytest.raises(GradexError, match="another process is writing here"):
         doctor(Config(store=str(made)))
     assert not runs.finished("doctor")
@@ -50,8 +51,41 @@ def test_a_store_from_sound_to_damaged_to_sound(meta, caplog, capsys):
     kept = json.loads((runs.newest("doctor") / "doctor.json").read_text())["store"]["damage"]
     assert [fault["what"] for fault in kept] == [f"{shard}: its bytes are not those of its receipt"]
 
-    project(ProjectConfig(project_dim=20, differentiate="both"))
+    project(ProjectConfig(points=1, project_dim=20, differentiate="both"))
     assert gradex([str(file.parent / "config.yaml")]) == 0
+
+
+def test_the_points_of_a_store_are_looked_at_as_well(meta, caplog, capsys):
+    made = project(ProjectConfig(project_dim=8))
+    with caplog.at_level("INFO"):
+        doctor(Config())
+    assert f"{made}/points/1: " in caplog.text and caplog.text.count("no damage: every file") == 2
+    assert _points_said()[0]["path"] == f"{made}/points/1" and not _points_said()[0]["damage"]
+
+    shard = made / "points/1/target/copy/shard-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert gradex(["doctor"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"gradex: error: {made}/points/1: 1 fault, first {shard}: its bytes")
+    assert len(_points_said()[0]["damage"]) == 1
+    project(ProjectConfig(project_dim=8))
+    assert gradex(["doctor"]) == 0
+
+    with runs.locked(made / "points/1"), pytest.raises(GradexError, match="another process is wri"):
+        doctor(Config())
+    (made / "points/1/manifest.json").write_text("{")
+    assert gradex(["doctor"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1/manifest.json: not valid JSON" in error
+    assert f"remove {made}/points/1, then run project again" in error
+    shutil.rmtree(made / "points/1")
+    project(ProjectConfig(project_dim=8))
+    assert gradex(["doctor"]) == 0
+
+
+def _points_said() -> list[dict]:
+    content = json.loads((runs.newest("doctor") / "doctor.json").read_text())
+    return content["store"]["points"]
 
 
 def test_a_meta_training_is_sound(meta, caplog):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt64
 
+from gradex.adapters.points import points_in
 from gradex.checks.inspection import REDO, Fault, Inspection, file_names, inspect_shard
 from gradex.data.subsets import encode_name
 from gradex.errors import GradexError
@@ -54,7 +55,7 @@ def examine(store: GradientStore) -> Examination:
     manifest = read_json(store.path / "manifest.json", "a gradient store's manifest", MANIFEST)
     found = Examination(slow_layers=manifest["slow_layers"])
     found.damage += _faults_of_the_whole(store, manifest["fingerprint"])
-    unsound = {entry: _fault_of_the_entry(store, *entry) for entry in _entries(store)}
+    unsound = {entry: _fault_of_the_entry(store, *entry) for entry in store.entries()}
     found.damage += [fault for fault in unsound.values() if fault is not None]
     sound = [entry for entry, fault in unsound.items() if fault is None]
     total = sum(store.plan[side][name]["shards"] for side, name in sound)
@@ -63,16 +64,27 @@ def examine(store: GradientStore) -> Examination:
             part, faults = _examine_part(store, side, name, bar.update)
             found.parts.append(part)
             found.damage += faults
-    files = [file for file in sorted(store.path.rglob("*")) if file.is_file()]
+    files = _files(store)
     found.size = sum(file.stat().st_size for file in files)
     unknown = set(unsound) - set(sound)
     found.left_over = list(_left_over(store, files, sound, unknown))
     return found
 
 
-def _entries(store: GradientStore) -> Iterator[Entry]:
-    yield from (("train", name) for name in store.sources)
-    yield from (("target", name) for name in store.targets)
+def examine_point(point: GradientStore, store: GradientStore) -> Examination:
+    """The same for a store at an earlier point, which is to hold the rows of the one it lies in."""
+    found = examine(point)
+    if point.plan != store.plan:
+        what = f"{point.path}/plan.json: not of the sources and rows of {store.path}"
+        found.damage.append(Fault(what, REDO))
+    return found
+
+
+def _files(store: GradientStore) -> list[Path]:
+    """Its own: those of its points are looked at with them."""
+    points = set(points_in(store.path).values())
+    files = [file for file in sorted(store.path.rglob("*")) if file.is_file()]
+    return [file for file in files if points.isdisjoint(file.parents)]
 
 
 def _faults_of_the_whole(store: GradientStore, recorded: str) -> Iterator[Fault]:

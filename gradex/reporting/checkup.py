@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from gradex.checks.integrity import Examination, Fault
 from gradex.checks.invariance import Measured, Setting, Skipped
@@ -30,6 +31,16 @@ def store_lines(
     yield from _rows_apart(summaries)
     yield from _outliers(summaries, worst)
     yield from _twice(twice)
+    yield from _files(found)
+
+
+def point_lines(folder: Path, found: Examination) -> Iterator[str]:
+    """A store at an earlier point of the meta-training: of the same rows, so only its files."""
+    yield f"{folder}: {found.size / 2**20:.1f} MiB"
+    yield from _files(found)
+
+
+def _files(found: Examination) -> Iterator[str]:
     yield from _faults("left over", found.left_over)
     yield from _faults("damaged", found.damage)
     if not found.damage:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradex.checks.inspection import FORGET, REDO, inspect_shard
-from gradex.checks.integrity import ANEW, REMOVE, examine
+from gradex.checks.integrity import ANEW, REMOVE, examine, examine_point
 from gradex.gradients.shards import Faults, why_incomplete, write_shard
 from gradex.gradients.store import GradientStore
 from gradex.records import SEAL, write_json, write_sealed
@@ -44,6 +44,33 @@ def test_a_sound_store_has_no_fault(sound):
         ("train", "a", 10), ("train", "b/c", 3), ("target", "t", 2),
     ]  # fmt: skip
     assert found.size == sum(f.stat().st_size for f in sound.path.rglob("*") if f.is_file())
+
+
+def test_the_files_of_points_are_theirs_and_others_beside_them_are_left_over(
+    sound, make_store, gradients
+):
+    alone = examine(sound)
+    point = make_store(sound.path / "points/3", {"a": gradients(10), "b/c": gradients(3)})
+    point.save_origin({"base": {}, "tasks": {}, "recipe": {}})
+    assert (examine(sound).left_over, examine(sound).size) == ([], alone.size)
+    found = examine_point(point, sound)
+    assert found.damage == found.left_over == [] and len(found.parts) == 3
+    (sound.path / "points/4.part").mkdir()
+    for name in ("notes.txt", "4.part/plan.json", "3/notes.txt"):
+        (sound.path / "points" / name).touch()
+    said = [fault.what.removeprefix(f"{sound.path}/points/") for fault in examine(sound).left_over]
+    assert said == ["4.part/plan.json: no file of a store", "notes.txt: no file of a store"]
+    (fault,) = examine_point(point, sound).left_over
+    assert "points/3/notes.txt" in fault.what
+
+
+def test_a_point_of_other_rows_is_damaged(sound, make_store, gradients):
+    point = make_store(sound.path / "points/3", {"a": gradients(9), "b/c": gradients(3)})
+    point.save_origin({"base": {}, "tasks": {}, "recipe": {}})
+    assert examine(sound).damage == examine(point).damage == []
+    (fault,) = examine_point(point, sound).damage
+    assert "points/3/plan.json: not of the sources and rows of" in fault.what
+    assert fault.mend == REDO
 
 
 def flip(store):
