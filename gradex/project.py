@@ -188,8 +188,8 @@ def _early_adapters(config: Config, store: GradientStore) -> dict[int, Path]:
     asked = list(reversed(kept))[: config.points - 1]
     if len(asked) < config.points - 1:
         log.info(
-            "%s: the meta-training kept %d adapters from before its end, so that the store has %d "
-            "points and not %d", config.meta_dir, len(kept), len(asked) + 1, config.points,
+            "%s: kept %d adapters from before its end, so that the store has %d of %d points",
+            config.meta_dir, len(kept), len(asked) + 1, config.points,
         )  # fmt: skip
     there = points_in(store.path)
     for step in there:

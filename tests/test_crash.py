@@ -87,8 +87,8 @@ def forking(tmp_path_factory) -> Iterator[Forking]:
     made.close()
 
 
-def _train(forking: Forking, model: Path, tasks: Path, output_dir: Path) -> Path:
-    flags = [word for name, value in MOVES.items() for word in (f"--{name}", value)]
+def _train(forking: Forking, model: Path, tasks: Path, output_dir: Path, **more: object) -> Path:
+    flags = [word for name, value in (MOVES | more).items() for word in (f"--{name}", value)]
     base = ["--model_name_or_path", model, "--tasks", tasks, "--output_dir", output_dir]
     code, said = forking.run("meta_train", *base, *flags)
     assert code == 0, said
@@ -178,6 +178,28 @@ def _has_begun(child: Child, store: Path) -> Callable[[], bool]:
         return part.exists() if not plan.exists() else plan.stat().st_mtime_ns != before
 
     return begun
+
+
+def test_kills_while_points_are_made_leave_the_store_of_an_undisturbed_run(
+    forking, world, tmp_path, model_folder
+):
+    """Of the meta-training's two early points, both of them."""
+    more = {"max_steps": 7}
+    meta = _train(forking, model_folder("llama"), world.tasks, tmp_path / "meta", **more)
+    words = ["--meta_dir", meta, "--project_dim", 16, "--output_dir"]
+    code, said = forking.run("project", *words, "whole")
+    assert code == 0, said
+    for step, shards in ((2, 1), (2, 8), (1, 1), (1, 8)):
+        child = forking.start("project", *words, "s")
+        point = Path("s/points", str(step))
+        wait_until(lambda at=point, least=shards: len(receipts_of(at)) >= least)
+        assert child.signal(signal.SIGKILL) == -signal.SIGKILL, "it was too quick to be killed"
+        assert len(receipts_of(point)) < len(receipts_of(world.whole))
+        with pytest.raises(GradexError, match=f"points/{step}/.*run project again to finish"):
+            GradientStore.open(Path("s")).points()
+    assert forking.run("project", *words, "s")[0] == 0
+    assert_whole(Path("s"), Path("whole"))
+    assert [point.path.name for point in GradientStore.open(Path("s")).points()] == ["1", "2"]
 
 
 def test_a_kill_at_each_write_of_a_store_leaves_nothing_behind(tmp_path, space):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from gradex import runs
 from gradex.adapters import spec as adapters
+from gradex.adapters.points import points_in
 from gradex.arguments import DEMO_DEFAULTS
 from gradex.cli import main as gradex
 from gradex.config import RECORD_KEYS, main
@@ -35,7 +36,7 @@ from gradex.gradients.layers import trainable_slots
 from gradex.gradients.projectors import make_projector
 from gradex.gradients.store import GradientStore
 from gradex.meta_train import Config as MetaConfig
-from gradex.meta_train import meta_train
+from gradex.meta_train import early_steps, meta_train
 from gradex.models.load import BaseSpec
 from gradex.models.losses import sample_objectives
 from gradex.pipeline import Config as PipelineConfig
@@ -227,8 +228,17 @@ def test_an_interrupted_training_goes_on_to_the_same_adapter(model_folder, toy_t
     assert not list(Path("runs/meta_train").glob("*.part"))
     name = "adapter/adapter_model.safetensors"
     assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    assert list(points_in(whole)) == [2, 6]
+    assert files_of(resumed / "points") == files_of(whole / "points")
     curves = [json.loads((r / "curve.json").read_text())["loss"] for r in (whole, resumed)]
     assert curves[0] == curves[1] and len(curves[0]) == 20
+
+
+def test_early_steps_are_a_tenth_and_three_tenths_as_far_as_there_are_steps():
+    assert early_steps(1000) == [100, 300]
+    assert [early_steps(n) for n in (1, 2, 4, 5)] == [[], [1], [1], [1, 2]]
+    for n in range(1, 50):
+        assert early_steps(n) == sorted(set(early_steps(n)) & set(range(1, n)))
 
 
 def test_a_killed_projection_goes_on_to_the_same_store(model_folder, tmp_path):

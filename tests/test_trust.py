@@ -40,14 +40,14 @@ def measured(**flags) -> dict:
 )
 def test_small_steps_are_first_order(trained, sketch):
     """A lift that were no adjoint of the sketch would be wrong at any distance."""
-    project(ProjectConfig(project_dim=20, dtype="float32", **sketch))
+    project(ProjectConfig(points=1, project_dim=20, dtype="float32", **sketch))
     found = measured(num_subsets=2, distances=[0.01, 1.0])
     assert [entry["target"] for entry in found["targets"]] == TARGETS
     assert found["errors"][0] < 0.05 < found["errors"][1]
 
 
 def test_the_files_of_a_run(trained):
-    store = project(ProjectConfig(project_dim=20))
+    store = project(ProjectConfig(points=1, project_dim=20))
     run = trust(Config(num_subsets=2, distances=[0.1, 0.01], target=["upper"]))
     found = json.loads((run / "trust.json").read_text())
     assert found["distances"] == [0.01, 0.1] and found["store"] == str(store)
@@ -61,7 +61,7 @@ def test_the_files_of_a_run(trained):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(trained, monkeypatch):
-    project(ProjectConfig(project_dim=20))
+    project(ProjectConfig(points=1, project_dim=20))
     flags = {"num_subsets": 3, "distances": [0.01]}
     whole = measured(**flags)
     losses, calls = MetaModel.losses, []
@@ -80,7 +80,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(trained, monkeypatch):
 
 
 def test_estimates_say_which_subsets_lie_outside(trained, caplog):
-    project(ProjectConfig(project_dim=20))
+    project(ProjectConfig(points=1, project_dim=20))
     caplog.set_level(logging.WARNING)
     estimate(EstimateConfig(num_subsets=5))
     assert "lie farther" not in caplog.text
@@ -91,7 +91,7 @@ def test_estimates_say_which_subsets_lie_outside(trained, caplog):
 
 
 def test_a_real_forward_pass_is_an_estimator_too(trained):
-    project(ProjectConfig(project_dim=20))
+    project(ProjectConfig(points=1, project_dim=20))
     table = estimate(EstimateConfig(num_subsets=2, estimator="shift"))
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert len(rows) == 2 * 4 and all(float(row["value"]) > 0 for row in rows)
@@ -100,14 +100,14 @@ def test_a_real_forward_pass_is_an_estimator_too(trained):
 
 
 def test_a_store_without_its_meta_training_is_refused(trained):
-    project(ProjectConfig(project_dim=20))
+    project(ProjectConfig(points=1, project_dim=20))
     trained.rename("elsewhere")
     with pytest.raises(GradexError, match="has the adapter that its gradients were taken at"):
         trust(Config())
 
 
 def test_rows_that_changed_are_refused(trained, toy_tasks):
-    project(ProjectConfig(project_dim=20))
+    project(ProjectConfig(points=1, project_dim=20))
     for file in toy_tasks.glob("*.jsonl"):
         file.write_text(file.read_text() + '{"prompt": "new", "completion": "row"}\n')
     with pytest.raises(GradexError, match="the rows of 'copy' are not those"):

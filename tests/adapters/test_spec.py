@@ -42,6 +42,8 @@ def test_export_and_load(base, tmp_path):
     export(model, tmp_path / "a", base_path="base", card="# card\n")
     torch.testing.assert_close(logits(adapters.load(base(), tmp_path / "a")), logits(model))
     assert (tmp_path / "a/README.md").read_text() == "# card\n"
+    export(model, tmp_path / "a", base_path="base", card=None)
+    assert not (tmp_path / "a/README.md").exists()
 
 
 def test_the_fingerprint_is_of_the_content(base, tmp_path):

@@ -60,6 +60,29 @@ def test_rows_of_one_source_where_two_hold_the_same(tmp_path, make_store, gradie
     np.testing.assert_array_equal(store.rows(["id2"], source="b"), b[[2]])
 
 
+def test_points_are_stores_of_the_same_rows_in_the_order_of_steps(tmp_path, make_store, gradients):
+    store = make_store(tmp_path / "s", {"a": gradients(3)})
+    assert store.points() == []
+    for step in (10, 9):
+        make_store(tmp_path / f"s/points/{step}", {"a": gradients(3, seed=step)})
+    (tmp_path / "s/points/8.part").mkdir()
+    for step, point in zip((9, 10), store.points(), strict=True):
+        np.testing.assert_array_equal(point.source("a").gradients, gradients(3, seed=step))
+    make_store(tmp_path / "s/points/11", {"a": gradients(4)})
+    with pytest.raises(
+        GradexError, match=r"points/11: does not hold the rows of .*/s yet; run pro"
+    ):
+        store.points()
+
+
+def test_a_point_without_one_of_its_shards_is_refused(tmp_path, make_store, gradients):
+    store = make_store(tmp_path / "s", {"a": gradients(9)})
+    point = make_store(tmp_path / "s/points/1", {"a": gradients(9)})
+    point.shards("train", "a")[1].receipt.unlink()
+    with pytest.raises(GradexError, match=r"points/1/.*00001\.json: missing.* run project again"):
+        store.points()
+
+
 def test_an_interrupted_creation_is_no_store_and_is_done_again(
     tmp_path, monkeypatch, make_store, gradients
 ):

@@ -3,13 +3,16 @@
 import pytest
 import torch
 
-from gradex.adapters.spec import AdapterSpec
+from gradex.adapters import spec as adapters
+from gradex.adapters.points import points_in
+from gradex.adapters.spec import AdapterSpec, export
 from gradex.data.formats import to_row
 from gradex.data.tokens import Encoder, encode_all
 from gradex.errors import GradexError
 from gradex.models.load import BaseSpec, load_base
+from gradex.training import callbacks
 from gradex.training.fit import fit
-from gradex.training.module import batch_rows
+from gradex.training.module import FineTuner, batch_rows
 from gradex.training.recipe import Recipe, steps_for_epochs
 
 
@@ -47,7 +50,7 @@ def recipe(folder, **more) -> Recipe:
 
 @pytest.fixture
 def train(model_folder, tmp_path):
-    def run(name: str, **more):
+    def run(name: str, *, keep_at=(), **more):
         made = recipe(model_folder("llama"), **more)
         base = load_base(made.base)
         encoder = Encoder(base.tokenizer, family="causal", max_length=64)
@@ -56,7 +59,10 @@ def train(model_folder, tmp_path):
             for i in range(10)
         ]
         examples, _ = encode_all(encoder, rows)
-        return fit(made, base, examples=examples, encoder=encoder, folder=tmp_path / name, name="t")
+        folder = tmp_path / name
+        return fit(
+            made, base, examples=examples, encoder=encoder, folder=folder, name="t", keep_at=keep_at
+        )
 
     return run
 
@@ -88,6 +94,60 @@ def test_accumulated_batches_equal_one_large_batch(train):
     torch.testing.assert_close(
         torch.tensor(losses), torch.tensor(accumulated), rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_kept_adapters_are_those_of_their_steps(
+    train, tmp_path, monkeypatch, model_folder, accumulate
+):
+    """Against what the next step begins with; and keeping them changes no other step."""
+    seen, step = {}, FineTuner.training_step
+
+    def watched(self, batch, index):
+        seen[self.global_step] = trained(self.model)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(FineTuner, "training_step", watched)
+    model, _ = train("a", keep_at=[1, 4], accumulate=accumulate)
+    plain, _ = train("b", accumulate=accumulate)
+    assert list(points_in(tmp_path / "a")) == [1, 4] and not points_in(tmp_path / "b")
+    for step, folder in points_in(tmp_path / "a").items():
+        names = {file.name for file in folder.iterdir()}
+        assert names == {"adapter_config.json", "adapter_model.safetensors"}
+        kept = trained(adapters.load(load_base(BaseSpec(str(model_folder("llama")))), folder))
+        assert all(torch.equal(kept[name], seen[step][name]) for name in kept)
+    assert all(torch.equal(p, trained(plain)[n]) for n, p in trained(model).items())
+
+
+@pytest.mark.parametrize("dies_at", ["step 2", "export", "step 7", "step 10"])
+def test_an_interrupted_training_keeps_the_same_adapters(train, tmp_path, monkeypatch, dies_at):
+    """Before, within, between and after the points at which they are kept."""
+    train("whole", keep_at=[4, 8])
+    step = FineTuner.training_step
+
+    def dying(self, batch, index):
+        if dies_at == f"step {self.global_step}":
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    def dying_export(model, folder, **more):
+        export(model, folder, **more)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuner, "training_step", dying)
+        if dies_at == "export":
+            patch.setattr(callbacks, "export", dying_export)
+        with pytest.raises(KeyboardInterrupt):
+            train("cut", keep_at=[4, 8])
+    before = list(points_in(tmp_path / "cut"))
+    assert before == {"step 2": [], "export": [], "step 7": [4], "step 10": [4, 8]}[dies_at]
+    train("cut", keep_at=[4, 8])
+    assert files_of(tmp_path / "cut/points") == files_of(tmp_path / "whole/points")
+
+
+def files_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_loss_that_explodes_ends_with_advice(train):
