@@ -174,9 +174,6 @@ def _project(config: Config, meta: dict[str, Any], grown: GradientStore | None) 
         place=lambda space: grown.path if grown else _path(config, space, order.origin),
         grown=grown,
     )
-    budget = store.space["tokens_per_batch"]
-    sketching = replace(order.sketching, tokens_per_batch=budget)
-    order = replace(order, sketching=sketching, shard_rows=store.shard_rows)
     for step, adapter in _early_adapters(config, store).items():
         _make_point(order, replace(ground, adapter=adapter), store, step, appends=config.append)
     return store
@@ -204,13 +201,15 @@ def _early_adapters(config: Config, store: GradientStore) -> dict[int, Path]:
 def _make_point(
     order: Order, ground: Ground, store: GradientStore, step: int, *, appends: bool
 ) -> None:
+    """A store in the store, with batches and shards of the same sizes."""
     path = point_folder(store.path, step)
-    is_there = appends and GradientStore.exists(path)
+    sketching = replace(order.sketching, tokens_per_batch=store.space["tokens_per_batch"])
+    is_grown = appends and GradientStore.exists(path)
     make_store(
-        order,
+        replace(order, sketching=sketching, shard_rows=store.shard_rows),
         ground,
         place=lambda space: path,
-        grown=GradientStore.open(path) if is_there else None,
+        grown=GradientStore.open(path) if is_grown else None,
         title=f"gradients at step {step}",
     )
 
