@@ -73,7 +73,7 @@ def test_the_path_from_sources_to_a_report(model_folder, toy_tasks):
     assert store.sources == store.targets == ["copy", "noise_one", "noise_two", "upper"]
     table = estimate(EstimateConfig(num_subsets=6))
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert list(rows[0]) == ["subset", "target", "value", "low", "high", "calibrated"]
+    assert list(rows[0]) == [*"subset target value low high calibrated rank_low rank_high".split()]
     assert len(rows) == 6 * 4 and rows[0]["calibrated"] == "false" and rows[0]["low"] == ""
     assert len(list(Path("sampled_tasks").glob("*.txt"))) == 1
     chosen = select_sources(SelectConfig(target="upper"))

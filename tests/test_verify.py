@@ -48,9 +48,9 @@ class Toy:
 def test_every_baseline_stands_beside_the_estimator(monkeypatch, make_store, gradients):
     toys = {"linear": Toy(1.0), "cosine": Toy(10.0), "ngram": Toy(-1.0)}
     monkeypatch.setattr(module, "BASELINES", ("cosine", "ngram"))
-    monkeypatch.setattr(module, "make_estimator", lambda config, runs: toys[config.estimator])
+    monkeypatch.setattr(module, "estimator_of", lambda config, found: toys[config.estimator])
     store = make_store(Path("store"), {"a": gradients(3)})
-    found, missing = _predictions(Config(), store, PAIRS, anchors=[])
+    found, missing = _predictions(Config(), store, PAIRS, None)
     assert [p.method for p in found] == ["linear", "cosine"]
     assert [(p.test.value[0, 0], p.select.value[0, 0]) for p in found] == [(1, 2), (10, 11)]
     assert [p.in_losses for p in found] == [True, False]

@@ -6,14 +6,16 @@ on a scale without bounds, in units of its spread) is
     y(S) = SLOPE f(S) + g(S) + noise,    g ~ GP(0, k)
     k(S, S') = WIDE + a f f' + b exp(-(f - f')^2 / 2) + c exp(-d(S, S')^2 / 2)
 
-that is: a straight line that the estimate is believed to lie near, a smooth bend of it, and a
+That is: a straight line that the estimate is believed to lie near, a smooth bend of it, and a
 residual that subsets share which hold the same sources. In d a source counts as much as the
 estimates say that it matters for the target, so that an anchor teaches about the sources that
 decide. The four variances are common to all targets: the few anchors of each would not fix them.
+How much of them a target needs has the usual conjugate prior, so that its predictions follow
+Student's t.
 
 Method: Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), equations 2.25,
-2.26, 5.8 and 5.12; the kernel on membership as in "Efficient Estimation of Kernel Surrogate Models
-for Task Attribution" (arXiv 2602.03783).
+2.26 and 5.12, section 9.9 for the t; the kernel on membership as in "Efficient Estimation of Kernel
+Surrogate Models for Task Attribution" (arXiv 2602.03783).
 """
 
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize
 from scipy.stats import norm
+from scipy.stats import t as student
 
 SLOPE = 0.8  # of the outcome on the estimate, both in units of their spread
 WIDE = 25.0  # variance of the intercept: nothing is known of it
@@ -33,6 +36,8 @@ SPREAD_OF_PRIOR = 1.0
 USUAL_SPREAD, ITS_WEIGHT = 1.0, 2.0
 TOTAL_RELEVANCE = 6.5  # so that two random halves of the sources lie 1.8 lengths apart
 EVEN_SHARE = 0.1  # of the relevance, spread evenly over the sources
+DEGREES = 4.0  # how many anchors the common variances are worth for one target's own share of them
+LEVEL = 0.9  # of the prediction intervals
 
 VARIANCES = ("line", "bend", "membership", "noise")  # a, b, c
 Variances = Float[np.ndarray, "4"]
@@ -97,13 +102,21 @@ class Anchored:
     def predict(
         self, points: Points
     ) -> tuple[Float[np.ndarray, " subset"], Float[np.ndarray, " subset"]]:
-        """Mean and standard deviation of the outcomes of single fine-tunes."""
+        """Means of the outcomes of single fine-tunes, and how far their intervals reach from it."""
         across = kernel(points, self.anchors, self.variances)
         line, bend, member, noise = self.variances
         own = WIDE + line * points.estimate**2 + bend + member + noise
         variance = own - np.einsum("sa,ab,sb->s", across, self.inverse, across)
         mean = SLOPE * points.estimate + across @ self.weights
-        return self.middle + self.spread * mean, self.spread * np.sqrt(np.maximum(variance, noise))
+        reach = self._quantile() * np.sqrt(np.maximum(variance, noise))
+        return self.middle + self.spread * mean, self.spread * reach
+
+    def _quantile(self) -> float:
+        """Half the width of the interval of a prediction with variance 1. The anchors' squares tell
+        what share of the common variances this target needs; the intercept takes one of them."""
+        degrees = DEGREES + len(self.outcomes) - 1
+        squares = (self.outcomes - SLOPE * self.anchors.estimate) @ self.weights
+        return student.ppf((1 + LEVEL) / 2, degrees) * np.sqrt((DEGREES + squares) / degrees)
 
     def left_out(self) -> tuple[Float[np.ndarray, " anchor"], Float[np.ndarray, " anchor"]]:
         """How far each anchor lies from what the others say, and the standard deviation of that,

@@ -31,7 +31,6 @@ from gradex.estimators.reference import Scale, effects, reference_subsets, scale
 from gradex.gradients.store import GradientStore
 
 FEWEST_ANCHORS = 4
-HALF_WIDTH = 1.6449  # standard deviations on either side that hold 90% of a normal distribution
 Candidates = Mapping[str, Callable[[], Estimator]]
 
 
@@ -95,8 +94,8 @@ class Calibrated:
     def predict(self, subsets: Sequence[Subset]) -> Estimates:
         seen = self.view_.points(subsets)
         found = [one.predict(points) for one, points in zip(self.anchored_, seen, strict=True)]
-        mean, deviation = (np.stack(part, axis=1) for part in zip(*found, strict=True))
-        back, reach = unbounded(self.metric).back, HALF_WIDTH * deviation
+        mean, reach = (np.stack(part, axis=1) for part in zip(*found, strict=True))
+        back = unbounded(self.metric).back
         ends = back(mean - reach), back(mean + reach)
         return Estimates(
             self.targets_, back(mean), np.minimum(*ends), np.maximum(*ends), calibrated=True

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
+from scipy.stats import t as student
 
 from gradex.estimators.anchored import (
+    DEGREES,
     PRIOR,
     SLOPE,
     WIDE,
@@ -56,9 +58,13 @@ def test_a_prediction_is_the_conditional_of_the_joint_normal():
     density = np.exp(multivariate_normal(cov=joint).logpdf(stacked))
     mean = (density * y).sum() / density.sum()
     deviation = np.sqrt((density * (y - mean) ** 2).sum() / density.sum())
-    found_mean, found_deviation = fitted.predict(new)
+    found_mean, reach = fitted.predict(new)
     assert found_mean[0] == pytest.approx(fitted.middle + fitted.spread * mean, rel=1e-6)
-    assert found_deviation[0] == pytest.approx(fitted.spread * deviation, rel=1e-6)
+    residual = standard - SLOPE * seen.estimate
+    squares = residual @ np.linalg.inv(joint[:5, :5]) @ residual
+    share = np.sqrt((DEGREES + squares) / (DEGREES + 4))
+    quantile = student(DEGREES + 4).ppf(0.95)
+    assert reach[0] == pytest.approx(fitted.spread * deviation * share * quantile, rel=1e-6)
 
 
 def test_left_out_densities_are_those_of_fits_without_the_anchor():
@@ -88,10 +94,10 @@ def test_the_order_of_anchors_and_of_sources_does_not_matter():
 def test_outcomes_in_other_units_are_predicted_in_those_units():
     """Up to the usual spread, which is in the units of log loss."""
     seen, new, outcomes = points(60), points(4, seed=5), np.random.default_rng(2).normal(size=60)
-    mean, deviation = anchor(seen, outcomes, VARIANCES).predict(new)
+    mean, reach = anchor(seen, outcomes, VARIANCES).predict(new)
     shifted, same = anchor(seen, outcomes + 7, VARIANCES).predict(new)
     np.testing.assert_allclose(shifted, mean + 7, rtol=1e-9)
-    np.testing.assert_allclose(same, deviation, rtol=1e-9)
+    np.testing.assert_allclose(same, reach, rtol=1e-9)
 
 
 def test_relevance_has_one_total_however_many_sources():
@@ -131,10 +137,9 @@ def test_intervals_cover_on_a_planted_world():
         targets = [planted(rng, 40) for _ in range(4)]
         variances = fit_variances([(p[range(8)], y[:8]) for p, y in targets])
         for seen, outcomes in targets:
-            mean, deviation = anchor(seen[range(8)], outcomes[:8], variances).predict(
-                seen[range(8, 40)]
-            )
-            hits.append(np.abs(mean - outcomes[8:]) < 1.6449 * deviation)
+            fitted = anchor(seen[range(8)], outcomes[:8], variances)
+            mean, reach = fitted.predict(seen[range(8, 40)])
+            hits.append(np.abs(mean - outcomes[8:]) < reach)
     assert 0.85 < np.mean(hits) < 0.97
 
 

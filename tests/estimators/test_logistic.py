@@ -351,8 +351,11 @@ def test_as_published_is_a_flag_of_logistic_alone():
 
 
 def test_every_estimator_has_a_ridge_of_its_own_where_none_is_said():
-    def made(**flags):
-        return make_estimator(EstimatorArguments(**flags))
+    def linear(**flags):
+        return make_estimator(EstimatorArguments(**flags)).make()
 
-    assert made().lam == Linear().lam != made(estimator="logistic").lam == Logistic().lam
-    assert made(lam=0.5).lam == made(lam=0.5, estimator="logistic").lam == 0.5
+    def logistic(**flags):
+        return make_estimator(EstimatorArguments(estimator="logistic", **flags))
+
+    assert linear().lam == Linear().lam != logistic().lam == Logistic().lam
+    assert linear(lam=0.5).lam == logistic(lam=0.5).lam == 0.5

@@ -100,7 +100,7 @@ def test_norms_equal_the_slow_way(store, sources, targets, source_norm, target_n
 
 def test_made_from_the_flags():
     flags = EstimatorArguments(estimator="flow", t=5.0, compress=2)
-    made = make_estimator(flags)
+    made = make_estimator(flags).make()
     assert isinstance(made, Flow) and (made.t, made.compress) == (5.0, 2)
     for wrong in ({"t": 0.0}, {"compress": 0}):
         with pytest.raises(GradexError, match=f"--{next(iter(wrong))}: found 0"):
