@@ -31,8 +31,6 @@ from gradex.selection.selectors import forward_select
 from gradex.training.anchors import pick_anchors
 
 STARTS = ("base", "meta")
-ANCHOR_SEEDS = range(5)
-AGAIN = 16  # subsets that are fine-tuned with a second seed, to know how sure the truth is
 Make = Callable[[], Estimator]
 Row = tuple[str, list[str]]
 
@@ -55,11 +53,13 @@ def main() -> None:
         _say(
             "No true run: rank correlation on half-size subsets", _uncalibrated(world, store, half)
         )
-        anchors = {start: _anchors(truth, store, held_out) for start, truth in truths.items()}
-        _say("With anchors, on half-size subsets", _calibrated(store, half, anchors))
+        anchors = {
+            start: _anchors(world, truth, store, held_out) for start, truth in truths.items()
+        }
+        _say("With anchors, on half-size subsets", _calibrated(world, store, half, anchors))
         _say("Subsets of other sizes", _other_sizes(store, true, anchors))
         _say("By target, half-size subsets", _by_target(store, half, anchors))
-        _say("How sure the truth is", _ceiling(truths, half))
+        _say("How sure the truth is", _ceiling(world, truths, half))
 
 
 def _arguments() -> argparse.Namespace:
@@ -68,7 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--world", help="a folder of sources, instead of the demo's")
     parser.add_argument("--model", help="with --world: the base model")
     parser.add_argument("--target", nargs="+", help="with --world: the targets")
-    parser.add_argument("--max_steps", type=int, default=300, help="with --world")
+    parser.add_argument("--max_steps", type=int, default=200, help="with --world")
     parser.add_argument("--start", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--refresh", action="store_true", help="make the true results anew")
     parser.add_argument("--work", default="runs/estimate_quality", help="where gradients are kept")
@@ -121,7 +121,7 @@ def _uncalibrated(
         for runs in half.values():
             value = predict([run.subset for run in runs], _losses(runs, store))
             cells.append(_number(_rank(value, _losses(runs, store))))
-        rows.append((f"{method} (39 true runs)", cells))
+        rows.append((f"{method} (the rest of the true runs)", cells))
     for label, (make, other) in _other_stores(world).items():
         cells = [_ranks_of(make, other, runs) for runs in half.values()]
         rows.append((f"linear, {label}", cells))
@@ -167,23 +167,23 @@ Anchors = Mapping[str, list[list[TrueRun]]]  # start -> by seed
 
 
 def _anchors(
-    truth: Truth, store: GradientStore, held_out: Mapping[str, list[Subset]]
+    world: World, truth: Truth, store: GradientStore, held_out: Mapping[str, list[Subset]]
 ) -> list[list[TrueRun]]:
-    """Sixteen true runs for every seed; the first eight are those that eight would have been."""
+    """True runs for every seed; the first of them are those that fewer would have been."""
     known = {subset for subsets in held_out.values() for subset in subsets}
     return [
         truth.of(
             pick_anchors(
                 EstimatorArguments(), AnchorArguments(anchor_seed=seed), store, store.targets,
-                count=16, exclude=known,
+                count=world.most_anchors, exclude=known,
             )
         )
-        for seed in ANCHOR_SEEDS
+        for seed in range(world.anchor_seeds)
     ]  # fmt: skip
 
 
 def _calibrated(
-    store: GradientStore, half: Mapping[str, list[TrueRun]], anchors: Anchors
+    world: World, store: GradientStore, half: Mapping[str, list[TrueRun]], anchors: Anchors
 ) -> list[Row]:
     heads = [f"from {start}: {what}" for start in half for what in ("rank", "R^2", "coverage")]
     rows = [("estimate", heads)]
@@ -196,6 +196,8 @@ def _calibrated(
         ("the 8 anchors alone (surrogate)", 8, {"estimator": "surrogate"}),
         ("the 16 anchors alone (surrogate)", 16, {"estimator": "surrogate"}),
     ):
+        if count > world.most_anchors:
+            continue
         cells: list[str] = []
         for start, runs in half.items():
             found = [_told(store, runs, seed[:count], flags) for seed in anchors[start]]
@@ -271,11 +273,13 @@ def _by_target(
     return rows
 
 
-def _ceiling(truths: Mapping[str, Truth], half: Mapping[str, list[TrueRun]]) -> list[Row]:
+def _ceiling(
+    world: World, truths: Mapping[str, Truth], half: Mapping[str, list[TrueRun]]
+) -> list[Row]:
     """Two true runs of a subset that differ in the seed of their training alone."""
-    rows = [("start", [f"rank correlation over {AGAIN} subsets", "R^2 of log loss"])]
+    rows = [("start", [f"rank correlation over {world.twice} subsets", "R^2 of log loss"])]
     for start, truth in truths.items():
-        first = half[start][:AGAIN]
+        first = half[start][: world.twice]
         second = truth.of([run.subset for run in first], seed=1)
         a, b = _losses(first, truth.store), _losses(second, truth.store)
         r2 = [log_r2(x, y) for x, y in zip(a.T, b.T, strict=True)]

@@ -43,6 +43,9 @@ class World:
     held_out: dict[str, tuple[int, tuple[float, ...]]]
     demo_seed: int | None = None
     store: dict[str, Any] = field(default_factory=dict)
+    anchor_seeds: int = 5
+    most_anchors: int = 16
+    twice: int = 16  # subsets that are fine-tuned with a second seed: how sure the truth is
 
 
 def demo_world(seed: int) -> World:
@@ -64,8 +67,10 @@ def text_world(folder: Path, model: str, targets: Sequence[str], *, steps: int) 
         "target": list(targets),
         "max_steps": steps,
         "learning_rate": 2e-3,
+        "held_out": 0.5,
     }
-    return World(folder.name, meta, {"half": (30, (0.5,))})
+    sizes = {"half": (30, (0.5,))}
+    return World(folder.name, meta, sizes, anchor_seeds=3, most_anchors=8, twice=8)
 
 
 @contextmanager
