@@ -57,8 +57,9 @@ def main() -> None:
             start: _anchors(world, truth, store, held_out) for start, truth in truths.items()
         }
         _say("With anchors, on half-size subsets", _calibrated(world, store, half, anchors))
-        _say("Subsets of other sizes", _other_sizes(store, true, anchors))
-        _say("By target, half-size subsets", _by_target(store, half, anchors))
+        fitted = _fitted(store, anchors)
+        _say("Subsets of other sizes", _other_sizes(store, true, fitted))
+        _say("By target, half-size subsets", _by_target(store, half, fitted))
         _say("How sure the truth is", _ceiling(world, truths, half))
 
 
@@ -216,7 +217,10 @@ def _told(
     else:
         fitted = make_calibrated(arguments, anchors)
     said = fitted.fit(store, split="test").predict([run.subset for run in runs])
-    truth = _losses(runs, store)
+    return _measures(said, _losses(runs, store))
+
+
+def _measures(said: Estimates, truth: np.ndarray) -> tuple[float, float, float]:
     r2 = [log_r2(a, b) for a, b in zip(said.value.T, truth.T, strict=True)]
     return _rank(said.value, truth), float(np.mean(r2)), _coverage(said, truth)
 
@@ -233,41 +237,59 @@ def _spread(found: Sequence[tuple[float, ...]]) -> list[str]:
     ]
 
 
+def _fitted(store: GradientStore, anchors: Anchors) -> dict[str, list[Estimator]]:
+    """The default with eight anchors, by start and seed of the anchors."""
+    return {
+        start: [
+            make_calibrated(EstimatorArguments(), seed[:8]).fit(store, split="test")
+            for seed in by_seed
+        ]
+        for start, by_seed in anchors.items()
+    }
+
+
 def _other_sizes(
-    store: GradientStore, true: Mapping[str, Mapping[str, list[TrueRun]]], anchors: Anchors
+    store: GradientStore,
+    true: Mapping[str, Mapping[str, list[TrueRun]]],
+    fitted: Mapping[str, list[Estimator]],
 ) -> list[Row]:
-    what = ("rank", "rank, 8 anchors", "R^2", "coverage", "best one found")
+    what = ("rank", "rank, 8 anchors", "R^2", "coverage", "best one found", "with anchors")
     rows = [("subsets", [f"from {start}: {name}" for start in true for name in what])]
     plain = _estimator()().fit(store, split="test")
     for label in next(iter(true.values())):
         cells: list[str] = []
         for start, sets in true.items():
-            runs = sets[label]
-            truth, value = _losses(runs, store), plain.predict([r.subset for r in runs]).value
-            found = [_told(store, runs, seed[:8], {}) for seed in anchors[start]]
-            rank, r2, covered = np.mean(found, axis=0)
-            hits = int((value.argmin(0) == truth.argmin(0)).sum())
-            numbers = [_number(x) for x in (_rank(value, truth), rank, r2, covered)]
-            cells += [*numbers, f"{hits} of {len(store.targets)}"]
-        rows.append((f"{label} ({len(runs)})", cells))
+            subsets, truth = [run.subset for run in sets[label]], _losses(sets[label], store)
+            said = [one.predict(subsets) for one in fitted[start]]
+            value, best = plain.predict(subsets).value, truth.argmin(0)
+            rank, r2, covered = np.mean([_measures(one, truth) for one in said], axis=0)
+            hits = np.mean([(one.value.argmin(0) == best).mean() for one in said])
+            cells += [_number(x) for x in (_rank(value, truth), rank, r2, covered)]
+            cells += [_number((value.argmin(0) == best).mean()), _number(hits)]
+        rows.append((f"{label} ({len(subsets)})", cells))
     return rows
 
 
 def _by_target(
-    store: GradientStore, half: Mapping[str, list[TrueRun]], anchors: Anchors
+    store: GradientStore,
+    half: Mapping[str, list[TrueRun]],
+    fitted: Mapping[str, list[Estimator]],
 ) -> list[Row]:
     rows = [("target", [f"from {s}: {w}" for s in half for w in ("rank", "8 anchors", "R^2")])]
     plain = _estimator()().fit(store, split="test")
+    values = {start: plain.predict([r.subset for r in runs]).value for start, runs in half.items()}
+    said = {
+        start: [one.predict([r.subset for r in runs]).value for one in fitted[start]]
+        for start, runs in half.items()
+    }
     for column, target in enumerate(store.targets):
         cells: list[str] = []
         for start, runs in half.items():
-            subsets, truth = [run.subset for run in runs], _losses(runs, store)[:, column]
-            cells.append(_number(spearman(plain.predict(subsets).value[:, column], truth)))
-            found = []
-            for seed in anchors[start]:
-                fitted = make_calibrated(EstimatorArguments(), seed[:8]).fit(store, split="test")
-                value = fitted.predict(subsets).value[:, column]
-                found.append((spearman(value, truth), log_r2(value, truth)))
+            truth = _losses(runs, store)[:, column]
+            found = [
+                (spearman(v[:, column], truth), log_r2(v[:, column], truth)) for v in said[start]
+            ]
+            cells.append(_number(spearman(values[start][:, column], truth)))
             cells += [_number(x) for x in np.mean(found, axis=0)]
         rows.append((target, cells))
     return rows

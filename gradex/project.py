@@ -201,9 +201,14 @@ def _early_adapters(config: Config, store: GradientStore) -> dict[int, Path]:
 def _make_point(
     order: Order, ground: Ground, store: GradientStore, step: int, *, appends: bool
 ) -> None:
-    """A store in the store, with batches and shards of the same sizes."""
+    """A store in the store, with batches and shards of the same sizes. It has a projection of its
+    own, so that an average over the points is one over sketches, too."""
     path = point_folder(store.path, step)
-    sketching = replace(order.sketching, tokens_per_batch=store.space["tokens_per_batch"])
+    sketching = replace(
+        order.sketching,
+        seed=order.sketching.seed + step,
+        tokens_per_batch=store.space["tokens_per_batch"],
+    )
     is_grown = appends and GradientStore.exists(path)
     make_store(
         replace(order, sketching=sketching, shard_rows=store.shard_rows),

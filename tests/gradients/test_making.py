@@ -66,19 +66,21 @@ def test_the_points_are_those_that_the_meta_training_kept(world):
     store = GradientStore.open(world.whole)
     assert list(points_in(world.meta)) == [int(p.path.name) for p in store.points()] == STEPS
     for point, adapter in zip(store.points(), points_in(world.meta).values(), strict=True):
-        assert point.space == store.space | {"adapter": adapters.fingerprint(adapter)}
-        assert point.space != store.space and point.points() == []
+        own = {key for key in store.space if point.space[key] != store.space[key]}
+        assert own == {"adapter", "seed", "projection"} and point.points() == []
+        assert point.space["adapter"] == adapters.fingerprint(adapter)
+        assert point.space["seed"] == store.space["seed"] + int(point.path.name)
 
 
 @pytest.mark.parametrize("flags", [{}, RICH], ids=["plain", "rich"])
 def test_a_point_equals_the_store_of_a_training_that_ended_there(world, make, flags):
-    """Byte for byte, with a preconditioner of its own where there is one."""
+    """Byte for byte, with a projection of its own, and a preconditioner where there is one."""
     store = make("s", **flags)
     for step, adapter in points_in(world.meta).items():
         other = Path(f"meta{step}")
         shutil.copytree(world.meta, other, ignore=shutil.ignore_patterns("adapter", "points"))
         shutil.copytree(adapter, other / "adapter")
-        direct = make(f"direct{step}", meta=other, points=1, **flags)
+        direct = make(f"direct{step}", meta=other, points=1, seed=step, **flags)
         assert files_of(direct.path) == files_of(store.path / "points" / str(step))
 
 
