@@ -54,6 +54,7 @@ STYLE = {
 
 # A user may have more fine-tunes than a page should hold as shapes.
 MOST_SHAPES = 2000
+REFERENCE = re.compile(r"(^|url\()#([\w-]+)")
 UNIT = 72  # matplotlib writes SVG at 72 units an inch: one unit is one CSS pixel here
 
 
@@ -129,14 +130,13 @@ def _add_tooltips(root: ElementTree.Element, gid: str, *, texts: list[str]) -> N
 
 def _keep_ids_apart(root: ElementTree.Element, name: str) -> None:
     """Ids count for the whole page: those in use get the figure's name, the others go."""
-    pattern = re.compile(r"#([\w-]+)")
     used = set()
     for element in root.iter():
-        for attribute in ("href", "clip-path"):
+        for attribute in ("href", "clip-path", "style"):  # a hatch is a fill in the style
             value = element.get(attribute, "")
-            if value.startswith(("#", "url(#")):
-                used.update(pattern.findall(value))
-                element.set(attribute, pattern.sub(rf"#{name}-\1", value))
+            used.update(id_ for _, id_ in REFERENCE.findall(value))
+            if value:
+                element.set(attribute, REFERENCE.sub(rf"\1#{name}-\2", value))
     for element in root.iter():
         own = element.attrib.pop("id", None)
         if own in used:
