@@ -2,6 +2,11 @@
 
     python -m gradex.pipeline
     python -m gradex.pipeline --tasks my_tasks/ --model_name_or_path MODEL --target T
+    python -m gradex.pipeline --anchors 8
+
+With --anchors estimates are calibrated on so many true fine-tunes first: from there on they are
+losses with intervals, in the table, the choice and the report. Without it they are ranks, where the
+store was not calibrated before.
 
 Stages that are finished are not run again when an interrupted pipeline is repeated.
 """
@@ -12,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gradex import finetune, meta_train, project, report, runs, select_sources, verify
+from gradex import calibrate, finetune, meta_train, project, report, runs, select_sources, verify
 from gradex.arguments import (
     DataArguments,
     ModelArguments,
@@ -22,8 +27,10 @@ from gradex.arguments import (
 )
 from gradex.config import main, option, require_not_negative, require_positive
 from gradex.data.recorded import load_data
+from gradex.errors import GradexError
 from gradex.estimate import Config as EstimateConfig
 from gradex.estimate import estimate
+from gradex.estimators.calibrated import FEWEST_ANCHORS
 from gradex.gradients.store import GradientStore
 from gradex.records import read_json, write_json
 
@@ -35,7 +42,17 @@ class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
     project_dim: int = option(100, "dimensions of a sketch")
     dtype: Literal["float16", "float32"] = option("float16", "numbers in the gradient store")
     method: Literal["forward", "random_ensemble"] = option("forward", "how sources are chosen")
-    lam: float = option(0.01, "ridge strength, as a share of the rows' mean squared norm")
+    points: int = option(
+        3, "points of the meta-training to take gradients at, as far as it kept adapters: its end, "
+        "and the latest before it"
+    )  # fmt: skip
+    lam: float | None = option(
+        None, "ridge strength, as a share of the rows' mean squared norm; default: 0.01, with "
+        "--anchors what these speak for"
+    )  # fmt: skip
+    anchors: int | None = option(
+        None, "true fine-tunes to calibrate on, so that estimates are losses; default: none"
+    )
     num_subsets: int = option(1000, "random subsets to estimate")
     verify_subsets: int = option(8, "true fine-tunes of held-out subsets; 0 leaves verify out")
     num_seeds: int = option(1, "fine-tunes of the selection and of all sources, a seed each")
@@ -44,9 +61,19 @@ class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
     def __post_init__(self):
         DataArguments.__post_init__(self)
         TrainArguments.__post_init__(self)
-        require_positive(self, "project_dim", "lam", "num_subsets", "num_seeds")
+        require_positive(self, "project_dim", "points", "lam", "num_subsets", "num_seeds")
         require_not_negative(self, "verify_subsets")
+        _require_enough(self.anchors)
         require_one_device(self, "for several, run its stages one by one")
+
+
+def _require_enough(anchors: int | None) -> None:
+    """Told before the hours that come before the calibration."""
+    if anchors is not None and anchors < FEWEST_ANCHORS:
+        raise GradexError(
+            f"--anchors: found {anchors}, a calibration needs at least {FEWEST_ANCHORS} true "
+            "fine-tunes"
+        )
 
 
 def pipeline(config: Config) -> Path:
@@ -66,9 +93,16 @@ def _stages(config: Config, done: "_Done") -> str:
     projected = _part(config, project.Config, meta_dir=meta, seed=0)
     store = done.once("project", project.project, projected)
     target = _chosen_target(config, GradientStore.open(Path(store)))
-    estimated = {"store": store, "lam": config.lam, "num_subsets": config.num_subsets}
-    done.once("estimate", estimate, EstimateConfig(**estimated))
-    choose = select_sources.Config(**estimated, method=config.method, target=target)
+    estimating = {"store": store, "lam": config.lam}
+    if config.anchors is not None:
+        anchored = calibrate.Config(
+            **common, **estimating, anchors=config.anchors, seed=config.seed
+        )
+        estimating["calibration"] = done.once("calibrate", calibrate.calibrate, anchored)
+    done.once("estimate", estimate, EstimateConfig(**estimating, num_subsets=config.num_subsets))
+    choose = select_sources.Config(
+        **estimating, num_subsets=config.num_subsets, method=config.method, target=target
+    )
     # The choice comes last: it is what a stage that is given no selection picks up.
     everything = done.once(
         "select_all", select_sources.select_sources, replace(choose, method="all")
@@ -82,9 +116,8 @@ def _stages(config: Config, done: "_Done") -> str:
     verified = None
     if config.verify_subsets:
         trial = verify.Config(
-            **common, store=store, lam=config.lam, num_subsets=config.verify_subsets,
-            seed=config.seed,
-        )  # fmt: skip
+            **common, **estimating, num_subsets=config.verify_subsets, seed=config.seed
+        )
         verified = done.once("verify", verify.verify, trial)
     return done.once("report", report.report, report.Config(selection=chosen, verify=verified))
 
