@@ -3,7 +3,8 @@
     python -m gradex.report
     python -m gradex.report --selection runs/select_sources/... --verify runs/verify/...
 
-The newest runs that belong to the selection are shown; what was not run is left out.
+The newest runs that belong to the selection are shown, of verify, transfer and trust those of its
+store and target; what was not run is left out.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,12 @@ from gradex.config import main, option, read_yaml
 from gradex.gradients.store import GradientStore
 from gradex.records import read_json
 from gradex.reporting.html import write_report
+from gradex.reporting.measured import calibration_of, newest_of, read_measured
 from gradex.reporting.outcomes import outcome
 from gradex.selection.choice import Selection, selection_file
 
 FORMAT = "gradex-report/1"
+MEASURING = ("verify", "transfer", "trust")  # stages whose newest run of the store is shown
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,11 @@ class Config:
     selection: str | None = option(
         None, "a run of select_sources; default: the newest one that left sources out"
     )
-    verify: str | None = option(None, "a run of verify; default: the newest one of the same store")
+    verify: str | None = option(
+        None, "a run of verify; default: the newest one of the same store and target"
+    )
+    transfer: str | None = option(None, "a run of transfer; default: like that of verify")
+    trust: str | None = option(None, "a run of trust; default: like that of verify")
     output_dir: str | None = option(None, "the run's folder; default: runs/report/UTC-TIME")
 
 
@@ -40,11 +47,17 @@ def report(config: Config) -> Path:
     place = selection_file(config.selection or _newest_choice())
     selection = Selection.read(place)
     store = GradientStore.open(Path(selection.store))
-    verified = Path(config.verify) if config.verify else _newest_verify(selection)
-    resolved = replace(config, selection=str(place), verify=str(verified) if verified else None)
+    places = {stage: _measured(config, stage, selection) for stage in MEASURING}
+    shown = {stage: str(folder) for stage, folder in places.items() if folder}
+    resolved = replace(config, selection=str(place), **shown)
     with runs.start("report", resolved, output_dir=config.output_dir) as run:
-        write_report(_content(selection, place, store, verified), run.part)
+        write_report(_content(selection, place, store, places), run.part)
     return run.path / "report.html"
+
+
+def _measured(config: Config, stage: str, selection: Selection) -> Path | None:
+    named = getattr(config, stage)
+    return Path(named) if named else newest_of(stage, selection.store, target=selection.target)
 
 
 def _newest_choice() -> str | None:
@@ -55,20 +68,17 @@ def _newest_choice() -> str | None:
     return None
 
 
-def _newest_verify(selection: Selection) -> Path | None:
-    for path in reversed(runs.finished("verify")):
-        if read_json(path / "verify.json", "a verification")["store"] == selection.store:
-            return path
-    return None
-
-
 def _content(
-    selection: Selection, place: Path, store: GradientStore, verified: Path | None
+    selection: Selection, place: Path, store: GradientStore, places: dict[str, Path | None]
 ) -> dict[str, Any]:
     meta = _meta_run(store)
     tunes = _fine_tunes(selection)
     record = read_json(meta / "sources.json", "a meta run's sources") if meta else {}
-    stages = [meta, _project_run(store), place, *(path for path, _ in tunes), verified]
+    calibrations = _calibrations(place, places["verify"])
+    stages = [
+        meta, _project_run(store), *calibrations, place, *(path for path, _ in tunes),
+        *places.values(),
+    ]  # fmt: skip
     return {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,7 +96,10 @@ def _content(
         },
         "test_rows": int((store.table("target", selection.target)["split"] == b"test").sum()),
         "outcomes": _outcomes(selection, [results for _, results in tunes]),
-        "verify": read_json(verified / "verify.json", "a verification") if verified else None,
+        **{
+            stage: read_measured(stage, folder, store=selection.store) if folder else None
+            for stage, folder in places.items()
+        },
         "sources": [_source_row(store, name, selection, record) for name in store.sources],
         "curves": _curves(meta, [p for p, t in tunes if t["selected"] == selection.selected]),
         "warnings": record.get("notes", []),
@@ -109,6 +122,12 @@ def _project_run(store: GradientStore) -> Path | None:
         if Path(read_json(path / "store.json", "a run of project")["store"]) == store.path:
             return path
     return None
+
+
+def _calibrations(place: Path, verified: Path | None) -> list[Path]:
+    """The runs that the choice and its verification are calibrated by, each once."""
+    found = [calibration_of(folder) for folder in (place.parent, verified) if folder]
+    return list(dict.fromkeys(path for path in found if path))
 
 
 def _fine_tunes(selection: Selection) -> list[tuple[Path, dict[str, Any]]]:

@@ -4,11 +4,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from gradex.reporting.heatmaps import effects_map
 from gradex.reporting.inline_svg import ACCENT, FAINT, INK, MOST_SHAPES, drawing, inline_svg
+from gradex.reporting.measured import EFFECTS
 from gradex.reporting.names import short
 from gradex.reporting.quantities import finite, is_finite, number
+from gradex.selection.transfer import Effects
 
 MOST_STEPS = 40
+MOST_TARGETS = 12
 MOST_BARS = 30
 ROW = 24  # pixels for a step or a source
 
@@ -50,7 +54,8 @@ def _scatter(axes: Axes, points: list[dict], *, calibrated: bool, many: bool) ->
     truths = [point["truth"] for point in points]
     if calibrated:
         axes.axline((estimates[0],) * 2, slope=1, color=INK, linewidth=1, dashes=(4, 3))
-        _same_range(axes, estimates + truths)
+        ends = _intervals(axes, points, rasterized=many)
+        _same_range(axes, estimates + truths, ends)
     size = 14 if many else 34
     look = {"s": size, "color": ACCENT, "alpha": 0.75, "linewidths": 0}
     axes.scatter(estimates, truths, rasterized=many, gid="points", **look)
@@ -59,18 +64,59 @@ def _scatter(axes: Axes, points: list[dict], *, calibrated: bool, many: bool) ->
     _quiet_grid(axes, "both")
 
 
-def _same_range(axes: Axes, values: list[float]) -> None:
+def _same_range(axes: Axes, values: list[float], ends: list[float]) -> None:
+    """Room for all values, and for ends of intervals that do not press them into a corner."""
     low, high = min(values), max(values)
+    span = high - low
+    low, high = max(low - span, min([low, *ends])), min(high + span, max([high, *ends]))
     margin = 0.06 * (high - low) or 0.1
     axes.set_xlim(low - margin, high + margin)
     axes.set_ylim(low - margin, high + margin)
 
 
+def _intervals(axes: Axes, points: list[dict], *, rasterized: bool) -> list[float]:
+    """A thin line for each point that has an interval; returns where the lines end."""
+    known = [point for point in points if _has_interval(point)]
+    lows, highs = ([point[end] for point in known] for end in ("low", "high"))
+    look = {"color": ACCENT, "linewidth": 0.8, "alpha": 0.75, "rasterized": rasterized}
+    axes.hlines([point["truth"] for point in known], lows, highs, **look)
+    return lows + highs
+
+
+def _has_interval(point: dict) -> bool:
+    return is_finite(point.get("low")) and is_finite(point.get("high"))
+
+
 def _point_text(point: dict) -> str:
     subset = point.get("subset") or []
     names = " + ".join(map(short, subset[:8])) + (" + …" if len(subset) > 8 else "")
-    values = f"estimate {number(point['estimate'])}, true loss {number(point['truth'])}"
+    estimate = number(point["estimate"])
+    if _has_interval(point):
+        estimate += f" ({number(point['low'])} to {number(point['high'])})"
+    values = f"estimate {estimate}, true loss {number(point['truth'])}"
     return f"{names}: {values}" if names else values
+
+
+def source_transfer(transfer: dict, first: str) -> str:
+    """Heat map of what each source does to each target; `first` is the target that leads.
+
+    The sources are those with the strongest effect on it, and the other targets follow.
+    """
+    names = [row["target"] for row in transfer["targets"]]
+    if first not in names:
+        return ""
+    columns = sorted(range(len(names)), key=lambda i: names[i] != first)[:MOST_TARGETS]
+    table = {key: np.array(rows, dtype=float) for key, rows in transfer["effects"].items()}
+    rows = np.argsort(-np.abs(table["effect"][:, columns[0]]), kind="stable")[:MOST_BARS]
+    mean, low, high, hurts = (table[key][np.ix_(rows, columns)] for key in EFFECTS)
+    shown = Effects([transfer["sources"][i] for i in rows], mean, low, high, hurts)
+    return inline_svg(
+        effects_map(shown, [names[i] for i in columns], unit=transfer["unit"]),
+        "source-transfer",
+        title="Effect of each source on each target",
+        description=f"Heat map of the mean effects of {len(rows)} sources on {len(columns)} "
+        "targets; below zero helps.",
+    )
 
 
 def selection_path(trace: list[dict], *, base_value: float | None = None) -> str:

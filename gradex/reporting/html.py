@@ -79,6 +79,7 @@ def _evidence(report: dict) -> dict:
     warnings = report.get("warnings") or []
     return {
         **_verification(report),
+        **_transfer(report),
         **_selection(report.get("selection") or {}),
         **_sources(report),
         "curves": Markup(figures.training_curves(report.get("curves") or [])),
@@ -90,14 +91,29 @@ def _evidence(report: dict) -> dict:
 
 def _verification(report: dict) -> dict:
     verify = report.get("verify") or {}
-    targets = tables.target_rows(verify.get("targets") or [], report.get("target"))
-    drawn = targets[:MOST_PANELS]
+    found = verify.get("targets") or []
+    targets = tables.targets(found, report.get("target"))
+    drawn = targets["rows"][:MOST_PANELS]
     calibrated = bool(verify.get("calibrated"))
     return {
         "verified": targets,
         "panels": Markup(figures.estimate_against_truth(drawn, calibrated=calibrated)),
-        "panels_left_out": len(targets) - len(drawn),
+        "panels_left_out": len(found) - len(drawn),
         "estimates_sentence": sentences.estimates(verify),
+        "calibration_sentence": sentences.calibration(verify),
+        "evidence": tables.evidence(found, report.get("target")),
+        "trust_sentence": sentences.trust(report.get("trust") or {}, report.get("target")),
+    }
+
+
+def _transfer(report: dict) -> dict:
+    found, target = report.get("transfer") or {}, report.get("target")
+    targets = found.get("targets") or []
+    return {
+        "transfer_map": Markup(figures.source_transfer(found, target) if targets else ""),
+        "transfer_sentence": sentences.transfer(found, target),
+        "transfer_cut": len(targets) > figures.MOST_TARGETS
+        or len(found.get("sources") or []) > figures.MOST_BARS,
     }
 
 

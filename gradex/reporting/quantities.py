@@ -33,6 +33,14 @@ def count(value: object) -> str:
     return f"{value:,.0f}" if is_finite(value) else MISSING
 
 
+def percent(share: object) -> str:
+    """A share as a percentage, with as many digits as tell small ones from nothing."""
+    if not is_finite(share):
+        return MISSING
+    digits = 0 if share == 0 or abs(share) >= 0.01 else 1
+    return f"{100 * share:.{digits}f}%"
+
+
 def duration(seconds: object) -> str:
     """Seconds as a person would say them: 4.2 s, 3 min 20 s, 2 h 5 min."""
     if not is_finite(seconds):

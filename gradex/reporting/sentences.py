@@ -2,9 +2,20 @@
 
 import statistics
 
-from gradex.reporting.quantities import finite, is_finite, mean, number, spread, telling_digits
+from gradex.reporting.names import one_line
+from gradex.reporting.quantities import (
+    finite,
+    is_finite,
+    mean,
+    number,
+    percent,
+    spread,
+    telling_digits,
+)
 
 PLACES = {"base model": "for the base model", "all sources": "on all {sources} sources"}
+RANKS = "uncalibrated estimates are ranks"
+MOST_NAMES = 3
 RIVALS = {"base model": "the base model as it is", "all sources": "training on all sources"}
 
 
@@ -128,8 +139,9 @@ def estimates(verify: dict | None) -> str:
             f"test loss is {number(statistics.median(ranks), 2)}."
         )
     # Ranks have no unit, so an error relative to the loss would say nothing of them.
-    beside = _beside_the_constant(targets) if verify.get("calibrated") else ""
-    return f"{text} {beside}".strip()
+    if verify.get("calibrated"):
+        text = " ".join(filter(None, [text, _beside_the_constant(targets), _covered(targets)]))
+    return text
 
 
 def _beside_the_constant(targets: list[dict]) -> str:
@@ -144,6 +156,65 @@ def _beside_the_constant(targets: list[dict]) -> str:
     return (
         "The relative error of the estimate is smaller than that of the others' mean "
         f"on {wins} of {len(pairs)} targets."
+    )
+
+
+def _covered(targets: list[dict]) -> str:
+    """How many of the true losses lie in their intervals, of those that have one."""
+    points = [point for row in targets for point in row.get("points") or []]
+    known = [p for p in points if all(is_finite(p.get(key)) for key in ("low", "high", "truth"))]
+    inside = sum(p["low"] <= p["truth"] <= p["high"] for p in known)
+    if not known:
+        return ""
+    return f"{inside} of {len(known)} true losses lie in their 90% intervals."
+
+
+def calibration(verify: dict) -> str:
+    """Whether the estimates are losses, and how to read the panels then."""
+    if not verify.get("calibrated"):
+        return (
+            "The estimates are not calibrated: they are ranks of sets of sources, not losses, so "
+            "look at the correlation and not at the relative error."
+        )
+    anchors = verify.get("anchors")
+    on = f" on {_plural(anchors, 'other true fine-tune')}, the anchors" if anchors else ""
+    return (
+        f"The estimates are calibrated{on}: the thin lines are 90% intervals, and the dashed line "
+        "is where estimate and truth agree."
+    )
+
+
+def transfer(found: dict, target: str | None) -> str:
+    """Which sources clearly help the target and which hurt it, the strongest first."""
+    row = next((row for row in found.get("targets") or [] if row["target"] == target), None)
+    if row is None:
+        return ""
+    helps, hurts = (_first_names(row[side]) for side in ("helps", "hurts"))
+    return f"{one_line(target)} is helped by {helps}, and hurt by {hurts}."
+
+
+def _first_names(names: list[str]) -> str:
+    more = len(names) - MOST_NAMES
+    shown = [one_line(name) for name in names[:MOST_NAMES]]
+    shown += [_plural(more, "more source")] if more > 0 else []
+    return _join(shown, "and") if shown else "no source clearly"
+
+
+def trust(found: dict, target: str | None) -> str:
+    """How far from the meta-trained adapter the gradients tell what happens to the target."""
+    row = next((row for row in found.get("targets") or [] if row["target"] == target), None)
+    if row is None or not is_finite(row.get("radius")):
+        return ""
+    where, within = one_line(target), percent(found.get("limit"))
+    if row["radius"] == 0:
+        return (
+            f"Moved by only {percent(min(found['distances']))} of its norm, the meta-trained "
+            f"adapter's loss on {where} already changes otherwise than its gradients say, by more "
+            f"than {within}; {RANKS}."
+        )
+    return (
+        f"Moved by up to {percent(row['radius'])} of its norm, the meta-trained adapter's loss on "
+        f"{where} changes as its gradients say, to within {within}; beyond that, {RANKS}."
     )
 
 

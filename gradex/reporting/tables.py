@@ -1,5 +1,7 @@
 """Prepares the rows of the report's tables: what is shown, in which order, and what is best."""
 
+from functools import partial
+
 from gradex.reporting.quantities import (
     GLUE,
     count,
@@ -8,11 +10,26 @@ from gradex.reporting.quantities import (
     mean,
     mean_and_spread,
     number,
+    percent,
     telling_digits,
 )
 from gradex.reporting.sentences import metric_rank
 
 MOST_OTHER_SOURCES = 100
+# How verify calls them, and what they go by.
+METHODS = {
+    "influence": "one step along the mean gradient",
+    "cosine": "likeness of gradients",
+    "representation": "likeness of hidden states",
+    "ngram": "likeness of texts",
+    "random": "drawn at random",
+    "constant": "the same for every set",
+}
+MEASURES = {
+    "log_r2": ("R² of log loss", partial(number, digits=2)),
+    "coverage": ("In 90% interval", percent),
+    "regret": ("Regret", number),
+}
 
 
 def outcome_rows(outcomes: list[dict]) -> list[dict]:
@@ -52,10 +69,38 @@ def metric_name(outcomes: list[dict]) -> str:
     return next((metric["name"] for metric in metrics if metric), "")
 
 
-def target_rows(targets: list[dict], first: str | None) -> list[dict]:
+def targets(found: list[dict], first: str | None) -> dict:
     """The verified targets, the one the report is about before the others."""
-    ordered = sorted(targets, key=lambda row: row["target"] != first)
-    return [{**row, "spearman_text": _spearman(row)} for row in ordered]
+    ordered = sorted(found, key=lambda row: row["target"] != first)
+    measures = _measured(ordered, ("log_r2", "coverage"))
+    return {"heads": _heads(measures), "rows": [_measured_row(row, measures) for row in ordered]}
+
+
+def evidence(found: list[dict], target: str | None) -> dict:
+    """The methods that estimated one target, and why others are missing."""
+    methods = next((row.get("methods") or [] for row in found if row["target"] == target), [])
+    had = [row for row in methods if not row.get("reason")]
+    measures = _measured(had, tuple(MEASURES))
+    return {
+        "heads": _heads(measures),
+        "rows": [
+            _measured_row(row, measures) | {"gloss": METHODS.get(row["method"], "")} for row in had
+        ],
+        "missing": [row for row in methods if row.get("reason")],
+    }
+
+
+def _measured(rows: list[dict], measures: tuple[str, ...]) -> list[str]:
+    """Those that some row has: a column of dashes says nothing."""
+    return [key for key in measures if any(is_finite(row.get(key)) for row in rows)]
+
+
+def _heads(measures: list[str]) -> list[str]:
+    return ["Spearman", *(MEASURES[key][0] for key in measures)]
+
+
+def _measured_row(row: dict, measures: list[str]) -> dict:
+    return {**row, "cells": [_spearman(row), *(MEASURES[key][1](row.get(key)) for key in measures)]}
 
 
 def _spearman(row: dict) -> str:
