@@ -24,6 +24,8 @@ METHODS = {
     "ngram": "likeness of texts",
     "random": "drawn at random",
     "constant": "the same for every set",
+    "ridge on the other runs": "by who is in the set",
+    "kernel ridge on the other runs": "by who is in the set",
 }
 MEASURES = {
     "log_r2": ("R² of log loss", partial(number, digits=2)),
@@ -72,7 +74,7 @@ def metric_name(outcomes: list[dict]) -> str:
 def targets(found: list[dict], first: str | None) -> dict:
     """The verified targets, the one the report is about before the others."""
     ordered = sorted(found, key=lambda row: row["target"] != first)
-    measures = _measured(ordered, ("log_r2", "coverage"))
+    measures = _measured(ordered, ("log_r2",))
     return {"heads": _heads(measures), "rows": [_measured_row(row, measures) for row in ordered]}
 
 
