@@ -328,6 +328,30 @@ def test_the_pipeline_does_not_repeat_finished_stages(model_folder, toy_tasks, m
     assert [o["name"] for o in content["outcomes"]] == ["base model", "all sources", "selection"]
 
 
+def test_the_pipeline_calibrates_on_anchors(model_folder, toy_tasks):
+    """Whatever comes after the store goes by the anchors, and the report says how many."""
+    page = pipeline(
+        PipelineConfig(
+            model_name_or_path=str(model_folder("llama")), tasks=[str(toy_tasks)], project_dim=20,
+            points=1, num_subsets=4, verify_subsets=2, anchors=4, **STEPS,
+        )
+    )  # fmt: skip
+    (calibration,) = runs.finished("calibrate")
+    for stage in ("estimate", "select_sources", "verify"):
+        assert runs.read_config(runs.newest(stage), stage)["calibration"] == str(calibration)
+    content = json.loads((page.parent / "report.json").read_text())
+    assert content["verify"]["calibrated"] and content["verify"]["anchors"] == 4
+    assert "calibrated on 4 other true fine-tunes, the anchors" in page.read_text()
+    stages = [stage["stage"] for stage in content["stages"]]
+    assert stages[:4] == ["meta_train", "project", "calibrate", "select_sources"]
+    assert not (Path(content["verify"]["store"]) / "points").exists()
+
+
+def test_the_pipeline_refuses_too_few_anchors_before_it_trains():
+    with pytest.raises(GradexError, match="--anchors: found 3, a calibration needs at least 4"):
+        PipelineConfig(anchors=3)
+
+
 def test_every_stage_is_repeated_by_its_config(model_folder, toy_tasks):
     """`gradex RUN/config.yaml`, which the report prints, works for each of them."""
     meta_train(meta_config(model_folder("llama"), toy_tasks))

@@ -1,4 +1,4 @@
-"""A small, complete report for the tests, with every section and made-up numbers."""
+"""Small reports for the tests, with made-up numbers: a plain one, and one with all there can be."""
 
 import copy
 
@@ -75,7 +75,51 @@ REPORT = {
 }
 
 
+METHODS = [
+    {
+        "method": "linear",
+        "reason": None,
+        "spearman": 0.83,
+        "spearman_low": 0.5,
+        "spearman_high": 1.0,
+        "log_r2": 0.74,
+        "coverage": 2 / 3,
+        "regret": 0.0,
+    },
+    {"method": "cosine", "reason": None, "spearman": 0.4, "log_r2": None, "regret": 0.125},
+    {"method": "ngram", "reason": "the store has no text"},
+]
+TRANSFER = {
+    "sources": ["add", "sort", "max"],
+    "sources_a_context": 2,
+    "unit": "log loss",
+    "targets": [
+        {"target": "add", "helps": [], "hurts": []},
+        {"target": "sort", "helps": ["sort", "max"], "hurts": ["add"]},
+    ],
+    "effects": {
+        "effect": [[0.0, 0.5], [0.1, -1.0], [0.2, -0.25]],
+        "low": [[None, 0.4], [None, -1.1], [None, -0.3]],
+        "high": [[None, 0.6], [None, -0.9], [None, -0.2]],
+        "hurts_share": [[0.5, 1.0], [0.5, 0.0], [0.5, 0.0]],
+    },
+}
+TRUST = {"limit": 0.5, "distances": [0.01, 0.1], "targets": [{"target": "sort", "radius": 0.1}]}
+INTERVALS = [(0.4, 0.7), (0.8, 1.1), (0.71, 0.9)]
+
+
 @pytest.fixture
 def report() -> dict:
     """A fresh copy, which a test may change."""
     return copy.deepcopy(REPORT)
+
+
+@pytest.fixture
+def full_report(report: dict) -> dict:
+    """Calibrated, and with runs of transfer and trust."""
+    report["verify"] |= {"calibrated": True, "anchors": 8}
+    (target,) = report["verify"]["targets"]
+    target["methods"] = copy.deepcopy(METHODS)
+    for point, (low, high) in zip(target["points"], INTERVALS, strict=True):
+        point |= {"low": low, "high": high}
+    return report | copy.deepcopy({"transfer": TRANSFER, "trust": TRUST})

@@ -1,6 +1,7 @@
 """The figures: well-formed, the same every time, and calm about odd data."""
 
 import math
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -54,6 +55,55 @@ def test_colours_follow_the_page() -> None:
     for text in drawn():
         assert "var(--figure-ink" in text
         assert "#000000" not in text and "#ffffff" not in text
+
+
+def intervals(text: str) -> list[list[float]]:
+    """From where to where each horizontal line of a panel goes, in pixels."""
+    (group,) = [g for g in svgs(text)[0].iter("g") if len(g.findall("path")) >= 3]
+    numbers = [re.findall(r"[\d.]+", path.get("d")) for path in group.findall("path")]
+    return [[float(x1), float(x2)] for x1, _, x2, _ in numbers]
+
+
+def test_calibrated_points_have_their_intervals() -> None:
+    bounded = [p | {"low": p["estimate"] - 0.1, "high": p["estimate"] + 0.2} for p in points(4)]
+    bounded[0]["low"] = None
+    target = {"target": "sort", "spearman": 0.5, "points": bounded}
+    text = figures.estimate_against_truth([target], calibrated=True)
+    lines = intervals(text)
+    assert len(lines) == 3
+    lengths = [right - left for left, right in lines]
+    assert max(lengths) - min(lengths) < 1e-3 and lengths[0] > 10
+    assert "a: estimate 0.143 (0.043 to 0.343), true loss 0.111" in text
+    assert "a: estimate 0.000, true loss 0.000" in text
+
+
+def test_a_boundless_interval_leaves_the_points_apart() -> None:
+    target = {"target": "sort", "spearman": 0.5, "points": points(4)}
+    target["points"][0] |= {"low": 1e-9, "high": 1e9}
+    text = figures.estimate_against_truth([target], calibrated=True)
+    (svg,) = svgs(text)
+    marks = [float(use.get("x")) for use in svg.iter("use") if use.find("title") is not None]
+    assert max(marks) - min(marks) > 60
+
+
+def transfer(sources: int, targets: int) -> dict:
+    names = [f"t{i}" for i in range(targets)]
+    effect = [[(s + 1) * (-1) ** t for t in range(targets)] for s in range(sources)]
+    return {
+        "sources": [f"s{i}" for i in range(sources)],
+        "targets": [{"target": name} for name in names],
+        "unit": "log loss",
+        "effects": dict.fromkeys(("effect", "low", "high", "hurts_share"), effect),
+    }
+
+
+def test_the_heat_map_begins_with_the_target_and_its_strongest_sources() -> None:
+    many = transfer(figures.MOST_BARS + 5, figures.MOST_TARGETS + 3)
+    text = figures.source_transfer(many, "t14")
+    shown = set(re.findall(r">([st]\d+)<", text))
+    assert {"t14", "t0", "s34", "s5"} <= shown and not {"t11", "s4"} & shown
+    assert "30 sources on 12 targets" in text
+    assert figures.source_transfer(many, "another") == ""
 
 
 def test_a_figure_without_data_is_empty() -> None:

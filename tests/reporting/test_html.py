@@ -55,25 +55,28 @@ def test_writes_the_page_and_its_data(report: dict, tmp_path: Path) -> None:
     assert json.loads((page.parent / "report.json").read_text()) == report
 
 
-def test_every_section_is_there_and_every_tag_is_closed(report: dict) -> None:
-    page = Page(render(report))
+def test_every_section_is_there_and_every_tag_is_closed(full_report: dict) -> None:
+    page = Page(render(full_report))
     assert page.unclosed == []
-    assert set(SECTIONS) <= set(page.values("id"))
+    assert {*SECTIONS, "transfer"} <= set(page.values("id"))
 
 
-def test_ids_are_unique_and_every_reference_leads_somewhere(report: dict) -> None:
-    report["verify"]["targets"] *= 2
-    report["curves"] *= 2
-    page = Page(render(report))
+def test_ids_are_unique_and_every_reference_leads_somewhere(full_report: dict) -> None:
+    full_report["verify"]["targets"] *= 2
+    full_report["curves"] *= 2
+    text = render(full_report)
+    page = Page(text)
     ids = page.values("id")
     assert len(ids) == len(set(ids))
     assert set(" ".join(page.values("aria-labelledby")).split()) <= set(ids)
     inner = {value for value in page.values("href") if value.startswith("#")}
     assert inner and {value[1:] for value in inner} <= set(ids)
+    painted = set(re.findall(r"url\(#([^)]*)\)", text))
+    assert any("pattern" in tag for tag in page.tags) and painted <= set(ids)
 
 
-def test_the_page_fetches_and_runs_nothing(report: dict) -> None:
-    text = render(report)
+def test_the_page_fetches_and_runs_nothing(full_report: dict) -> None:
+    text = render(full_report)
     page = Page(text)
     assert not {"script", "iframe", "object", "embed", "form"} & set(page.tags)
     assert not any(name.startswith("on") for name, _ in page.attributes)
@@ -81,7 +84,9 @@ def test_the_page_fetches_and_runs_nothing(report: dict) -> None:
     assert "://" not in text and "@import" not in text
 
 
-def test_every_text_is_escaped(report: dict) -> None:
+def test_every_text_is_escaped(full_report: dict) -> None:
+    report = full_report
+
     def spoilt(value: object) -> object:
         if isinstance(value, dict):
             return {key: spoilt(item) for key, item in value.items()}
@@ -100,10 +105,13 @@ def test_every_text_is_escaped(report: dict) -> None:
     assert text.count("&lt;script&gt;") > 20
 
 
-def test_names_that_utf8_or_mathtext_cannot_hold(report: dict, tmp_path: Path) -> None:
+def test_names_that_utf8_or_mathtext_cannot_hold(full_report: dict, tmp_path: Path) -> None:
+    report = full_report
     for name in ("half \udc80 pair", r"$\frac{", "日本語", "two\nlines\x00", "{{ 'ab' * 2 }}"):
         report["selection"]["trace"][0]["added"] = name
         report["verify"]["targets"][0]["target"] = name
+        report["transfer"]["sources"][0] = report["transfer"]["targets"][0]["target"] = name
+        report["transfer"]["targets"][1]["helps"] = [name]
         assert "abab" not in write_report(report, tmp_path).read_text(encoding="utf-8")
 
 
@@ -204,6 +212,60 @@ def test_uncalibrated_estimates_are_called_ranks(report: dict) -> None:
     report["verify"]["calibrated"] = True
     text = render(report)
     assert "they are ranks" not in text and "smaller than that of the others" in text
+
+
+def test_calibrated_estimates_name_their_anchors(full_report: dict) -> None:
+    text = render(full_report)
+    assert "calibrated on 8 other true fine-tunes, the anchors: the thin lines are 90%" in text
+    assert "2 of 3 true losses lie in their 90% intervals." in text
+    full_report["verify"]["anchors"] = None  # the run of calibrate is gone
+    assert "The estimates are calibrated: the thin lines" in render(full_report)
+
+
+def cells(text: str, method: str) -> list[str]:
+    row = re.search(rf'<th class="name" scope="row">{method}\b.*?</tr>', text, re.S)[0]
+    return re.findall(r"<td>(.*?)</td>", row)
+
+
+def test_every_method_stands_beside_the_estimator(full_report: dict) -> None:
+    text = render(full_report)
+    glued = "0.83 (0.50\xa0to\xa01.00)"
+    assert cells(text, "linear") == [glued, "0.74", "67%", "0.000"]
+    assert cells(text, "cosine") == ["0.40", "–", "–", "0.125"]
+    assert "No ngram: the store has no text" in text
+    assert 'scope="row">sort</th>\n        <td>3</td>' not in text, "one target needs no table"
+
+
+def test_a_measure_that_no_method_has_gets_no_column(full_report: dict) -> None:
+    for method in full_report["verify"]["targets"][0]["methods"]:
+        method |= {"coverage": None, "log_r2": None}
+    text = render(full_report)
+    assert "In 90% interval" not in text and "R² of log loss" not in text
+    assert cells(text, "cosine") == ["0.40", "0.125"]
+
+
+def test_another_targets_evidence_is_not_shown(full_report: dict) -> None:
+    full_report["target"] = "max"
+    text = render(full_report)
+    assert "likeness of gradients" not in text and "Help and harm" not in text
+    assert "of its norm" not in text and "Prediction beside truth" in text
+
+
+def test_what_helps_and_hurts_is_said(full_report: dict) -> None:
+    text = render(full_report)
+    assert "sort is helped by sort and max, and hurt by add." in text and "halves the loss" in text
+    full_report["transfer"]["unit"] = "uncalibrated"
+    full_report["transfer"]["targets"][1] |= {"helps": list("abcde"), "hurts": []}
+    text = render(full_report)
+    assert "helped by a, b, c and 2 more sources, and hurt by no source clearly." in text
+    assert "look at signs and order" in text and "halves" not in text
+
+
+def test_the_trust_radius_is_one_sentence(full_report: dict) -> None:
+    full_report["verify"] = None
+    assert "Moved by up to 10% of its norm" in render(full_report)
+    full_report["trust"]["targets"][0]["radius"] = 0
+    assert "Moved by only 1% of its norm" in render(full_report)
 
 
 def test_an_ensemble_shows_effects_instead_of_a_path(report: dict) -> None:
