@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradex import runs
-from gradex.adapters import spec as adapters
 from gradex.adapters.points import point_folder, points_in
 from gradex.arguments import TrustArguments, keep, record_of, recorded_settings
 from gradex.config import (
@@ -28,16 +27,17 @@ from gradex.config import (
     require_positive,
     with_defaults,
 )
-from gradex.data.recorded import load_data, require_same_data
+from gradex.data.recorded import Seen, load_data, require_same_data, rows_seen
 from gradex.data.sources import Sources
 from gradex.data.tokens import class_names
 from gradex.errors import GradexError
 from gradex.gradients.description import fingerprint
 from gradex.gradients.making import Order, make_store
+from gradex.gradients.meta_training import find_meta_training
 from gradex.gradients.sketching import Sketching
 from gradex.gradients.store import GradientStore, open_store
 from gradex.gradients.worker import Ground, probe_rows
-from gradex.records import read_json, require_shape, write_json
+from gradex.records import write_json
 from gradex.training.recipe import base_spec
 
 GRADIENTS = Path("gradients")
@@ -131,12 +131,9 @@ def project(config: Config) -> Path:
 
 
 def _meta_dir_of(grown: GradientStore | None) -> Path:
-    """The newest meta-training; for a store that is to grow, the newest with its adapter."""
-    newest = runs.newest("meta_train")
-    for folder in reversed(runs.finished("meta_train") if grown is not None else []):
-        if adapters.fingerprint(folder / "adapter") == grown.space.get("adapter"):
-            return folder
-    return newest
+    """The newest meta-training; for a store that is to grow, the one with its adapter."""
+    found = find_meta_training(grown) if grown else None
+    return found.folder if found else runs.newest("meta_train")
 
 
 def _with_more_tasks(store: GradientStore, config: Config) -> dict[str, Any]:
@@ -156,7 +153,7 @@ def _project(config: Config, meta: dict[str, Any], grown: GradientStore | None) 
     """The store of the meta adapter, and in it those of earlier points of the meta-training."""
     meta_dir = Path(str(config.meta_dir))
     sources = load_data(meta)
-    seen = _rows_seen(meta_dir)
+    seen = rows_seen(meta_dir)
     if grown is None:
         require_same_data(sources, seen.hashes, where=str(meta_dir))
     ground = _ground(meta, meta_dir, sources, seen)
@@ -219,25 +216,7 @@ def _make_point(
     )
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """The rows that the meta-training saw: a hash for each source, and all their ids."""
-
-    hashes: dict[str, str]
-    ids: frozenset[str]
-
-
-def _rows_seen(meta_dir: Path) -> _Seen:
-    file, what = meta_dir / "sources.json", "the sources of a run of meta_train"
-    records = read_json(file, what, {"sources": dict})["sources"]
-    for name, record in records.items():
-        shape = {"data_hash": str, "splits": dict}
-        require_shape(record, shape, where=f"{file}: {name}", what=what)
-    ids = (row for record in records.values() for part in record["splits"].values() for row in part)
-    return _Seen({name: r["data_hash"] for name, r in records.items()}, frozenset(ids))
-
-
-def _ground(meta: dict[str, Any], meta_dir: Path, sources: Sources, seen: _Seen) -> Ground:
+def _ground(meta: dict[str, Any], meta_dir: Path, sources: Sources, seen: Seen) -> Ground:
     """A classifier's classes are those that it was trained with, whatever was appended.
 
     So are the rows to try the model on: of appended ones it may not know the labels.

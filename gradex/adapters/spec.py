@@ -21,6 +21,7 @@ TASK_TYPES: dict[Family, str] = {
     "classifier": "SEQ_CLS",
 }
 ALL_LINEAR = "all-linear"
+WEIGHTS = "adapter_model.safetensors"  # the file of an adapter's folder
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def load(base: Base, folder: Path) -> nn.Module:
     """The base model with a trained adapter from a folder, in eval mode."""
     from peft import PeftModel
 
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise GradexError(f"{folder}: not an adapter folder (it has no adapter_model.safetensors)")
+    if not (folder / WEIGHTS).is_file():
+        raise GradexError(f"{folder}: not an adapter folder (it has no {WEIGHTS})")
     read_json(folder / "adapter_config.json", "a peft adapter's settings")
     try:
         model = PeftModel.from_pretrained(base.model, folder, is_trainable=True).eval()
@@ -86,7 +87,7 @@ def _require_all_weights(model: nn.Module, folder: Path) -> None:
     from peft import get_peft_model_state_dict
 
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+    with safe_open(folder / WEIGHTS, "pt") as file:
         found = set(file.keys())
     if wanted != found:
         name = min(wanted ^ found)
@@ -115,5 +116,5 @@ def fingerprint(folder: Path) -> str:
     settings = read_json(folder / "adapter_config.json", "a peft adapter's settings")
     settings.pop("base_model_name_or_path", None)
     text = json.dumps(_in_order(settings), sort_keys=True)
-    weights = hash_files([folder / "adapter_model.safetensors"])
+    weights = hash_files([folder / WEIGHTS])
     return f"{weights}-{xxhash.xxh3_64_hexdigest(text.encode())}"

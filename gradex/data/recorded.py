@@ -1,9 +1,12 @@
 """The sources again: by the settings that an earlier stage recorded, and as that stage saw them."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gradex.data.sources import Sources, SplitRule, load_sources
 from gradex.errors import GradexError
+from gradex.records import read_json, require_shape
 
 
 def load_data(settings: dict[str, Any]) -> Sources:
@@ -14,6 +17,25 @@ def load_data(settings: dict[str, Any]) -> Sources:
         rule=SplitRule(held_out=settings["held_out"], seed=settings["split_seed"]),
         allow_pickle=settings["allow_pickle"],
     )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The rows that a meta-training saw: a hash for each source, and all their ids."""
+
+    hashes: dict[str, str]
+    ids: frozenset[str]
+
+
+def rows_seen(meta_dir: Path) -> Seen:
+    """What a run of meta_train wrote of its sources."""
+    file, what = meta_dir / "sources.json", "the sources of a run of meta_train"
+    records = read_json(file, what, {"sources": dict})["sources"]
+    for name, record in records.items():
+        shape = {"data_hash": str, "splits": dict}
+        require_shape(record, shape, where=f"{file}: {name}", what=what)
+    ids = (row for record in records.values() for part in record["splits"].values() for row in part)
+    return Seen({name: r["data_hash"] for name, r in records.items()}, frozenset(ids))
 
 
 def require_same_data(sources: Sources, recorded: dict[str, str], *, where: str) -> None:

@@ -8,27 +8,25 @@ a loss changes to first order by as much in both spaces: <P^T C g, z> = <g, w>.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradex import runs
 from gradex.adapters import spec as adapters
-from gradex.data.sources import Sources, SplitRule, load_sources
+from gradex.data.recorded import load_data, require_same_data, rows_seen
+from gradex.data.sources import Sources
 from gradex.data.tokens import Encoder, Example, class_names, encode_all
 from gradex.errors import GradexError
 from gradex.gradients.fast_jl import FastJLProjector
 from gradex.gradients.layers import Slot, param_count, trainable_slots
+from gradex.gradients.meta_training import meta_training_of
 from gradex.gradients.projectors import PROJECTORS, Projector, make_projector
 from gradex.gradients.store import GradientStore
 from gradex.models.encoding import load_with_encoder, on_best_device
 from gradex.models.load import base_spec
 from gradex.models.scoring import row_losses
-from gradex.records import read_json
 
 
 @dataclass(frozen=True)
@@ -118,50 +116,23 @@ def load_meta_model(
     """The model whose gradients a store holds, and its targets' rows of a split."""
     trusted = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     settings = store.recorded_settings() | trusted
-    folder = _meta_training_of(store)
-    sources = _load_sources(settings)
-    spec = base_spec(settings)
-    classes = class_names(sources, among=_rows_seen(folder))
-    base, encoder = load_with_encoder(spec, classes, max_length=settings["max_length"])
-    model = adapters.load(on_best_device(base), folder / "adapter")
+    meta = meta_training_of(store, otherwise="start again from meta_train")
+    sources = load_data(settings)
+    hashes = store.data_hashes()
+    require_same_data(sources, {t: hashes[t] for t in targets}, where=str(store.path))
+    classes = class_names(sources, among=rows_seen(meta.folder).ids)
+    base, encoder = load_with_encoder(
+        base_spec(settings), classes, max_length=settings["max_length"]
+    )
+    model = adapters.load(on_best_device(base), meta.adapter)
     examples = {name: _examples(store, sources, encoder, name, split=split) for name in targets}
     return MetaModel(model, encoder, trainable_slots(model), examples)
-
-
-def _meta_training_of(store: GradientStore) -> Path:
-    for folder in reversed(runs.finished("meta_train")):
-        if adapters.fingerprint(folder / "adapter") == store.space["adapter"]:
-            return folder
-    raise GradexError(
-        f"{store.path}: no run in {runs.RUNS / 'meta_train'} has the adapter that its gradients "
-        "were taken at; bring that run back, or start again from meta_train"
-    )
-
-
-def _rows_seen(folder: Path) -> frozenset[str]:
-    """The rows whose labels are the classes of a classifier, whatever was appended since."""
-    file = folder / "sources.json"
-    records = read_json(file, "the sources of a run of meta_train", {"sources": dict})["sources"]
-    splits = (record["splits"] for record in records.values())
-    return frozenset(row for parts in splits for rows in parts.values() for row in rows)
-
-
-def _load_sources(settings: dict[str, Any]) -> Sources:
-    rule = SplitRule(held_out=settings["held_out"], seed=settings["split_seed"])
-    return load_sources(
-        settings["tasks"], settings["target"], rule=rule, allow_pickle=settings["allow_pickle"]
-    )
 
 
 def _examples(
     store: GradientStore, sources: Sources, encoder: Encoder, target: str, *, split: str
 ) -> list[Example]:
     """The rows that the store's mean is over: those that have a gradient."""
-    if target not in sources or sources[target].data_hash != store.data_hashes()[target]:
-        raise GradexError(
-            f"{store.path}: the rows of '{target}' are not those that it was made from; bring its "
-            "files back, or start again from meta_train"
-        )
     good = set(store.target(target, split).table["id"].astype(str))
     rows = [row for row in sources[target].rows[split] if row.id in good]
     return encode_all(encoder, rows)[0]

@@ -1,21 +1,16 @@
-"""From a run's settings to loaded things: sources, base model, encoder, examples, adapter."""
+"""From a run's settings to loaded things, and from a model to scores."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from torch import nn
 
-from gradex import runs
-from gradex.adapters import spec as adapters
 from gradex.data.sources import Sources
 from gradex.data.tokens import Encoder, Example, class_names, encode_all, log_bad
 from gradex.data.true_runs import Scores
 from gradex.errors import GradexError
-from gradex.gradients.store import GradientStore
 from gradex.models.encoding import load_with_encoder
 from gradex.models.load import Base, BaseSpec
 from gradex.models.scoring import score
-from gradex.records import read_json
 
 
 def load_base_and_encoder(
@@ -67,33 +62,3 @@ def test_scores(
     """Target -> loss (and metric) on its test rows."""
     scores = split_scores(model, sources, encoder, targets, splits=["test"])
     return {name: by_split["test"] for name, by_split in scores.items()}
-
-
-def meta_adapter(store: GradientStore) -> Path:
-    """The folder of the adapter that a store's gradients were taken at."""
-    wanted = store.space.get("adapter")
-    weights = "adapter_model.safetensors"
-    folders = [folder for folder in _adapters(store) if (folder / weights).is_file()]
-    for folder in folders:
-        if adapters.fingerprint(folder) == wanted:
-            return folder
-    if folders:
-        raise GradexError(
-            f"{folders[0]}: not the adapter that the gradients of {store.path} were taken at; "
-            "bring that one back, or say --start base"
-        )
-    raise GradexError(
-        f"{store.path}: no run of meta_train here has the adapter that its gradients were taken "
-        "at; bring that run's folder back, or say --start base"
-    )
-
-
-def _adapters(store: GradientStore) -> Iterator[Path]:
-    """Where a store's adapter may lie, the likeliest place first."""
-    for run in reversed(runs.finished("project")):
-        file, what = run / "store.json", "where a run of project left its store"
-        made = read_json(file, what, {"store": str})["store"]
-        if Path(made).resolve() == store.path.resolve():
-            yield Path(runs.read_config(run, "project")["meta_dir"]) / "adapter"
-    for run in reversed(runs.finished("meta_train")):
-        yield run / "adapter"

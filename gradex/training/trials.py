@@ -23,17 +23,13 @@ from gradex.data.subsets import Subset
 from gradex.data.tokens import Encoder, Example
 from gradex.data.true_runs import Scores, TrueRun
 from gradex.errors import GradexError, unknown
+from gradex.gradients.meta_training import meta_training_of
 from gradex.gradients.store import GradientStore
 from gradex.models.encoding import on_best_device
 from gradex.progress import progress
 from gradex.records import read_json, write_json
 from gradex.training.fit import fit
-from gradex.training.prepare import (
-    load_base_and_encoder,
-    meta_adapter,
-    split_scores,
-    training_examples,
-)
+from gradex.training.prepare import load_base_and_encoder, split_scores, training_examples
 from gradex.training.recipe import Recipe, make_recipe
 
 RESULT = {"recipe": str, "subset": list, "seed": int, "scores": dict}
@@ -157,7 +153,7 @@ def make_trials(
     folder = None
     if start == "meta":
         _require_same_adapter(settings, store)
-        folder = meta_adapter(store)
+        folder = meta_training_of(store, otherwise="say --start base").adapter
     return Trials(make_recipe(settings), sources, settings["max_length"], list(targets), folder)
 
 
