@@ -16,6 +16,7 @@ from gradex.estimators.flow import Flow
 from gradex.estimators.linear import Linear
 from gradex.estimators.logistic import Logistic
 from gradex.estimators.protocol import Estimator
+from gradex.estimators.published import Published
 from gradex.estimators.shift import Shift
 from gradex.estimators.surrogate import Surrogate
 from gradex.gradients.store import GradientStore
@@ -25,7 +26,7 @@ Make = Callable[[EstimatorArguments, Sequence[TrueRun]], Estimator]
 ESTIMATORS: dict[str, Make] = {
     "linear": lambda a, runs: Averaged(lambda: Linear(compress=a.compress, **_given(lam=a.lam))),
     "flow": lambda a, runs: Averaged(lambda: Flow(compress=a.compress, **_given(t=a.t))),
-    "logistic": lambda a, runs: Logistic(as_published=a.as_published, **_given(lam=a.lam)),
+    "logistic": lambda a, runs: Published() if a.as_published else Logistic(**_given(lam=a.lam)),
     "logistic_loss": lambda a, runs: Logistic(objective="loss", **_given(lam=a.lam)),
     "shift": lambda a, runs: Shift(Linear(**_given(lam=a.lam))),
     "surrogate": lambda a, runs: Surrogate(runs),

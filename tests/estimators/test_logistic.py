@@ -13,7 +13,9 @@ from gradex.arguments import EstimatorArguments
 from gradex.errors import GradexError
 from gradex.estimators import make_estimator
 from gradex.estimators.linear import Linear
-from gradex.estimators.logistic import Logistic, Rows, published_direction, ridge_logistic
+from gradex.estimators.logistic import Logistic, ridge_logistic
+from gradex.estimators.margins import Rows
+from gradex.estimators.published import Published, direction
 from gradex.gradients.projectors import SparseProjector
 from gradex.gradients.shards import ROW_TYPE, Faults, write_shard
 from gradex.gradients.store import GradientStore
@@ -299,7 +301,7 @@ def test_as_published_is_the_recipe_in_the_space_of_all_parameters(tmp_path, ada
     target = {"t": pairs.pop("t")}
     store = store_of(tmp_path / "s", pairs, target, adapter=known_as)
     subsets = [frozenset("a"), frozenset("bc"), frozenset("abc")]
-    found = Logistic(as_published=True, seed=5).fit(store).predict(subsets).value[:, 0]
+    found = Published(seed=5).fit(store).predict(subsets).value[:, 0]
     for value, subset in zip(found, subsets, strict=True):
         names = sorted(subset)
         places = ["abc".index(name) for name in names]
@@ -321,31 +323,31 @@ def test_as_published_is_the_recipe_in_the_space_of_all_parameters(tmp_path, ada
 def test_published_labels_do_not_depend_on_the_other_subsets(tmp_path, adapter, world):
     sources, targets, _ = world
     store = store_of(tmp_path / "s", sources, targets, adapter=adapter[1])
-    fitted = Logistic(as_published=True).fit(store)
+    fitted = Published().fit(store)
     both = fitted.predict([frozenset("ab"), frozenset("bcd")]).value
     np.testing.assert_array_equal(fitted.predict([frozenset("bcd")]).value[0], both[1])
     rng = np.random.default_rng([0, 1, 2, 3])  # the seed, and the places of the sources
-    wanted = published_direction(joined(sources, "bcd")[1], rng=rng)
+    wanted = direction(joined(sources, "bcd")[1], rng=rng)
     z = fitted.displacement(np.array([0.0, 1.0, 1.0, 1.0]))
     np.testing.assert_allclose(z / np.linalg.norm(z), wanted, rtol=1e-9)
-    other = Logistic(as_published=True, seed=1).fit(store).predict([frozenset("bcd")]).value
+    other = Published(seed=1).fit(store).predict([frozenset("bcd")]).value
     assert (other[0] != both[1]).all()
 
 
 def test_as_published_refuses_what_its_recipe_has_no_answer_for(tmp_path, adapter, world):
     sources, targets, store = world
-    with pytest.raises(GradexError, match=r"no run in runs/meta_train has its adapter"):
-        Logistic(as_published=True).fit(store)
+    with pytest.raises(GradexError, match=r"not the adapter .* leave --as_published out"):
+        Published().fit(store)
     preconditioned = store_of(tmp_path / "p", sources, targets, precondition="adam x")
     with pytest.raises(GradexError, match="its gradients are preconditioned"):
-        Logistic(as_published=True).fit(preconditioned)
+        Published().fit(preconditioned)
     with pytest.raises(GradexError, match="all 1 rows of a subset drew the same label"):
-        published_direction(np.ones((1, DIM)), rng=np.random.default_rng(0))
+        direction(np.ones((1, DIM)), rng=np.random.default_rng(0))
 
 
 def test_as_published_is_a_flag_of_logistic_alone():
     made = make_estimator(EstimatorArguments(estimator="logistic", as_published=True))
-    assert isinstance(made, Logistic) and made.as_published
+    assert isinstance(made, Published)
     with pytest.raises(GradexError, match=r"--as_published: found with --estimator linear"):
         EstimatorArguments(as_published=True)
 
