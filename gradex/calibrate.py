@@ -25,7 +25,8 @@ from gradex.arguments import (
 from gradex.config import main, option, with_defaults
 from gradex.gradients.store import open_store
 from gradex.reporting.quantities import number
-from gradex.training.anchors import make_calibration, write_calibration
+from gradex.training.anchors import calibrate_on, pick_anchors
+from gradex.training.trials import make_trials
 
 START = {"base": "base model", "meta": "meta adapter"}
 log = logging.getLogger(__name__)
@@ -49,14 +50,11 @@ def calibrate(config: Config) -> Path:
     config = replace(config, store=str(store.path), calibration="none")
     config = with_defaults(config, keep(recorded, TrainArguments))
     targets = [store.require_target(name) for name in config.target or store.targets]
+    trials = make_trials(combined(recorded, config), store, targets, start=config.start)
     inputs = (store.fingerprint, store.data_hashes())
     with runs.start("calibrate", config, output_dir=config.output_dir, inputs=inputs) as run:
-        calibration, fitted = make_calibration(
-            config, config, combined(recorded, config), store, targets, count=config.anchors,
-            start=config.start, folder=run.part,
-        )  # fmt: skip
-        summary = fitted.summary()
-        write_calibration(calibration, store, estimator=config.estimator, **summary)
+        anchors = pick_anchors(config, config, store, targets, count=config.anchors)
+        summary = calibrate_on(anchors, trials, config, store, folder=run.part).summary()
     log.info(
         "calibrated on %d true fine-tunes from the %s, with %s",
         config.anchors, START[config.start], summary["chosen"],

@@ -27,7 +27,7 @@ from gradex.arguments import (
 from gradex.config import main, option, with_defaults
 from gradex.data.subsets import Subset, find_subsets, format_subset
 from gradex.errors import GradexError
-from gradex.estimators import estimator_of, with_calibration
+from gradex.estimators import estimator_of, make_estimator, with_calibration
 from gradex.estimators.calibrated import Calibrated
 from gradex.estimators.calibration import Calibration
 from gradex.estimators.protocol import Displacing, Estimates, Estimator, members
@@ -36,7 +36,8 @@ from gradex.estimators.row_outcomes import row_outcomes
 from gradex.estimators.trust import find_trust, outside
 from gradex.gradients.store import GradientStore, open_store
 from gradex.reporting.estimates_table import write_estimates, write_row_outcomes
-from gradex.training.anchors import make_calibration, write_calibration
+from gradex.training.anchors import calibrate_on, pick_anchors
+from gradex.training.trials import Trials, make_trials
 
 SHOWN = 5  # targets whose best subset is named on the screen
 log = logging.getLogger(__name__)
@@ -67,41 +68,62 @@ def estimate(config: Config) -> Path:
     """Returns estimates.csv: subset,target,value,low,high,calibrated,rank_low,rank_high."""
     store = open_store(config.store)
     targets = [store.require_target(name) for name in config.target or store.targets]
-    resolved, calibration = with_calibration(replace(config, store=str(store.path)), store)
-    if config.anchors is not None:
-        resolved = replace(resolved, calibration="auto")
-    with runs.start("estimate", resolved, output_dir=config.output_dir) as run:
-        if config.anchors is not None:
-            calibration = _anchors(config, store, targets, run.part)
-        fitted = estimator_of(config, calibration, metric=config.metric).fit(store, targets=targets)
-        inner = fitted.view_.fitted if isinstance(fitted, Calibrated) else fitted
+    config = replace(config, store=str(store.path))
+    if config.per_row:
+        _require_rows(config)
+    calibration = None
+    if config.anchors is None:
+        config, calibration = with_calibration(config, store)
+    with runs.start("estimate", config, output_dir=config.output_dir) as run:
         subsets = find_subsets(
             config.subsets, store.sources, count=config.num_subsets, size=config.subset_size,
             seed=config.seed, store=store.path.name,
         )  # fmt: skip
+        fitted = _fitted(config, calibration, store, targets, folder=run.part)
+        inner = fitted.inner if isinstance(fitted, Calibrated) else fitted
         estimates = fitted.predict(subsets)
         ranks = _ranks(inner, store, subsets, estimates)
         file = run.part / "estimates.csv"
         write_estimates(file, estimates, subsets, store.sources, ranks=ranks)
         if config.per_row:
-            found = row_outcomes(_require_displacing(inner, config), store, subsets, targets)
+            found = row_outcomes(inner, store, subsets, targets)
             write_row_outcomes(run.part / "per_row.csv", found, subsets, store.sources)
     _warn_outside(store, inner, subsets)
     _show(estimates, subsets, store, metric=config.metric)
     return run.path / "estimates.csv"
 
 
-def _anchors(config: Config, store: GradientStore, targets: list[str], part: Path) -> Calibration:
-    """As calibrate makes them without flags of training, in this run's own folder."""
+def _require_rows(config: Config) -> None:
+    if not isinstance(make_estimator(config), Displacing):
+        raise GradexError(
+            f"--per_row: rows are predicted by linear and flow, found --estimator "
+            f"{config.estimator}"
+        )
+
+
+def _fitted(
+    config: Config,
+    calibration: Calibration | None,
+    store: GradientStore,
+    targets: list[str],
+    *,
+    folder: Path,
+) -> Estimator:
+    """The estimator that the flags name; its anchors are first fine-tuned on if they are to be."""
+    if config.anchors is None:
+        return estimator_of(config, calibration, metric=config.metric).fit(store, targets=targets)
+    trials = _plain_trials(config, store, targets)
+    trials.require_metric(config.metric)
+    anchors = pick_anchors(config, config, store, targets, count=config.anchors)
+    return calibrate_on(anchors, trials, config, store, folder=folder, metric=config.metric)
+
+
+def _plain_trials(config: Config, store: GradientStore, targets: list[str]) -> Trials:
+    """Fine-tunes as calibrate makes them without flags of training."""
     recorded = store.recorded_settings()
-    trial = with_defaults(TrialArguments(), keep(recorded, TrainArguments))
-    settings = combined(recorded, trial) | keep(asdict(config), TrustArguments)
-    calibration, fitted = make_calibration(
-        config, config, settings, store, targets, count=int(config.anchors or 0),
-        start=trial.start, folder=part,
-    )  # fmt: skip
-    write_calibration(calibration, store, estimator=config.estimator, **fitted.summary())
-    return calibration
+    plain = with_defaults(TrialArguments(), keep(recorded, TrainArguments))
+    settings = combined(recorded, plain) | keep(asdict(config), TrustArguments)
+    return make_trials(settings, store, targets, start=plain.start)
 
 
 def _ranks(
@@ -111,14 +133,6 @@ def _ranks(
     if estimates.calibrated or not isinstance(inner, Displacing):
         return None
     return rank_intervals(inner, store, subsets, estimates.targets)
-
-
-def _require_displacing(inner: Estimator, config: Config) -> Displacing:
-    if isinstance(inner, Displacing):
-        return inner
-    raise GradexError(
-        f"--per_row: rows are predicted by linear and flow, found --estimator {config.estimator}"
-    )
 
 
 def _warn_outside(store: GradientStore, inner: Estimator, subsets: Sequence[Subset]) -> None:

@@ -19,6 +19,7 @@ from gradex.estimators.anchored import (
     VARIANCES,
     Anchored,
     Points,
+    Variances,
     anchor,
     fit_variances,
     left_out_densities,
@@ -76,6 +77,11 @@ class Calibrated:
             self.view_ = best.view.through(fitted)
         return self
 
+    @property
+    def inner(self) -> Estimator:
+        """The fitted estimator whose values are turned into outcomes."""
+        return self.view_.estimator
+
     def summary(self) -> dict[str, Any]:
         """What was chosen, and how well each anchor is told from the others: R^2 by target, on the
         scale of the outcomes."""
@@ -86,6 +92,7 @@ class Calibrated:
             for error, side in zip(errors, apart, strict=True)
         ]
         return {
+            "metric": self.metric,
             "chosen": self.chosen_,
             "variances": dict(zip(VARIANCES, self.variances_.tolist(), strict=True)),
             "left_out_r2": dict(zip(self.targets_, shares, strict=True)),
@@ -106,14 +113,14 @@ class Calibrated:
 class View:
     """Subsets as the process sees them: standardised estimates and weighted memberships."""
 
-    fitted: Estimator
+    estimator: Estimator
     scale: Scale
     sources: list[str]
     weights: Float[np.ndarray, "source target"]
 
     def points(self, subsets: Sequence[Subset]) -> list[Points]:
         """By target."""
-        estimate = self.scale.standard(self.fitted.predict(subsets).value)
+        estimate = self.scale.standard(self.estimator.predict(subsets).value)
         member = members(subsets, self.sources)
         return [
             Points(column, member * weights)
@@ -144,7 +151,7 @@ def choose_anchors(
 @dataclass(frozen=True)
 class _Fit:
     view: View
-    variances: np.ndarray
+    variances: Variances
     anchored: list[Anchored]
     densities: Float[np.ndarray, " prediction"]  # of every anchor and target, given the others
 

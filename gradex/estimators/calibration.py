@@ -4,14 +4,15 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gradex import runs
-from gradex.data.true_runs import TrueRun, read_runs
+from gradex.data.true_runs import TrueRun, read_runs, write_runs
 from gradex.errors import GradexError
 from gradex.gradients.store import GradientStore
-from gradex.records import read_json
+from gradex.records import read_json, write_json
 
-RECORD = "calibration.json"
+RECORD, RUNS = "calibration.json", "runs.json"
 STAGES = ("calibrate", "estimate")  # estimate --anchors makes one of its own
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,20 @@ class Calibration:
     start: str
     recipe: str
     anchors: list[TrueRun]
+
+
+def write_calibration(
+    calibration: Calibration, store: GradientStore, summary: dict[str, Any]
+) -> None:
+    """What makes a folder a calibration: its anchors, and what of; `summary` is for people."""
+    write_runs(calibration.folder / RUNS, calibration.anchors, recipe=calibration.recipe)
+    record = {
+        "store": str(store.path),
+        "fingerprint": store.fingerprint,
+        "start": calibration.start,
+        "recipe": calibration.recipe,
+    }
+    write_json(calibration.folder / RECORD, record | summary)
 
 
 def find_calibration(
@@ -64,5 +79,5 @@ def _read(folder: Path, store: GradientStore) -> Calibration:
             f"{folder}: calibrates estimates of another store than {store.path}; run calibrate for "
             "this one"
         )
-    anchors, recipe = read_runs(folder / "runs.json")
+    anchors, recipe = read_runs(folder / RUNS)
     return Calibration(folder, record["start"], recipe, anchors)

@@ -77,6 +77,16 @@ class Trials:
     def recipe_hash(self) -> str:
         return recipe_hash(self.recipe, self.sources, max_length=self.max_length, start=self.start)
 
+    def require_metric(self, metric: str) -> None:
+        """Refuse one that no fine-tune will have; whether rows have classes shows in training."""
+        for target in self.targets:
+            known = {"loss", "accuracy", self.sources[target].metric}
+            if metric not in known:
+                raise GradexError(
+                    f"--metric {metric}: '{target}' is not measured by it; expected one of "
+                    f"{', '.join(sorted(known))}"
+                )
+
     def run(
         self,
         subsets: Sequence[Subset],

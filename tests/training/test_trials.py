@@ -178,3 +178,9 @@ def test_each_source_is_encoded_once(trials, monkeypatch, tmp_path):
 def test_an_unknown_source_is_refused(trials, tmp_path):
     with pytest.raises(GradexError, match="unknown source 'gone'; known are: copy"):
         trials.run([frozenset({"gone"})], tmp_path, order=ORDER)
+
+
+def test_a_metric_that_is_not_measured_is_refused(trials):
+    trials.require_metric("loss")
+    with pytest.raises(GradexError, match="--metric answer: 'copy' is not measured by it"):
+        trials.require_metric("answer")
