@@ -33,6 +33,7 @@ from gradex.data.tokens import plain_text
 from gradex.errors import GradexError, unknown
 from gradex.estimators.protocol import Estimates, members, uncalibrated
 from gradex.gradients.description import Side
+from gradex.gradients.row_views import RowView
 from gradex.gradients.shards import LEAST_NORM
 from gradex.gradients.store import GradientStore
 
@@ -88,11 +89,11 @@ class Comparison:
 
 
 def influence() -> Comparison:
-    return Comparison(partial(_gradients, as_unit=False), _minus_product)
+    return Comparison(partial(_gradients, view=RowView("raw")), _minus_product)
 
 
 def cosine() -> Comparison:
-    return Comparison(partial(_gradients, as_unit=True), _minus_product)
+    return Comparison(partial(_gradients, view=RowView("unit")), _minus_product)
 
 
 def representation() -> Comparison:
@@ -177,16 +178,12 @@ def _summed(
     return total, count
 
 
-def _gradients(store: GradientStore, *, as_unit: bool) -> Read:
+def _gradients(store: GradientStore, *, view: RowView) -> Read:
     """Sketched gradients as they are, or each at unit norm."""
 
     def read(side: Side, name: str, split: str) -> Iterator[Vectors]:
         store.require_undamaged(side, name)
-        for block in store.blocks(side, name, split=split):
-            norm = block.table["grad_norm"].astype(np.float64)[:, None]
-            # A row whose norm is next to nothing has no direction to speak of.
-            unit = np.where(norm > LEAST_NORM, 1 / np.maximum(norm, LEAST_NORM), 0.0)
-            yield block.gradients * (unit if as_unit else 1.0)
+        yield from map(view, store.blocks(side, name, split=split))
 
     return read
 
