@@ -15,31 +15,22 @@ All but two compare a mean over the subset's rows with a mean over the target's:
 `random` draws a value for each subset, and `constant` says that nothing changes.
 """
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import xxhash
 from jaxtyping import Float
 
-from gradex.data.formats import Row
-from gradex.data.recorded import load_data, require_same_data
-from gradex.data.sources import Sources
 from gradex.data.subsets import Subset
-from gradex.data.tokens import plain_text
 from gradex.errors import GradexError, unknown
+from gradex.estimators.ngrams import divergence, open_ngrams
 from gradex.estimators.protocol import Estimates, members, uncalibrated
 from gradex.gradients.description import Side
 from gradex.gradients.row_views import RowView
 from gradex.gradients.shards import LEAST_NORM
 from gradex.gradients.store import GradientStore
 
-BUCKETS = 10_000  # of hashed words and pairs of words, as in DSIR
-SEEN = 0.99  # the share of a distribution that its text decides; the rest is even over the buckets
-WORD = re.compile(r"\w+|[^\w\s]+")
 BLOCK_NUMBERS = 2**24  # at most this many entries of subsets' means are held at once
 
 Vectors = Float[np.ndarray, "row feature"]
@@ -102,7 +93,7 @@ def representation() -> Comparison:
 
 def ngram(*, allow_pickle: bool = False) -> Comparison:
     """`allow_pickle` is for the files of rows, which are read again."""
-    return Comparison(partial(_ngrams, allow_pickle=allow_pickle), _divergence)
+    return Comparison(partial(open_ngrams, allow_pickle=allow_pickle), divergence)
 
 
 class Random:
@@ -209,47 +200,3 @@ def _minus_cosine(subsets: Means, targets: Wanted) -> Float[np.ndarray, "subset 
 def _unit(vectors: Vectors) -> Vectors:
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(norm, LEAST_NORM)
-
-
-def _ngrams(store: GradientStore, *, allow_pickle: bool) -> Read:
-    """The counts of a source's or target's hashed n-grams, all its rows in one vector."""
-    sources = _sources_of(store, allow_pickle=allow_pickle)
-
-    def read(side: Side, name: str, split: str) -> Iterator[Vectors]:
-        yield _hashed_counts(sources[name].rows[split])[None]
-
-    return read
-
-
-def _sources_of(store: GradientStore, *, allow_pickle: bool) -> Sources:
-    """The rows that a store was made of; refused where they are gone or have changed."""
-    try:
-        sources = load_data(store.recorded_settings() | {"allow_pickle": allow_pickle})
-        require_same_data(sources, store.data_hashes(), where=str(store.path))
-    except GradexError as error:
-        raise GradexError(
-            f"the estimator ngram reads the rows that {store.path} was made of: {error}"
-        ) from None
-    return sources
-
-
-def _hashed_counts(rows: Iterable[Row]) -> Float[np.ndarray, " bucket"]:
-    grams: Counter[str] = Counter()
-    for row in rows:
-        words = WORD.findall(f"{plain_text(row.prompt)} {row.completion}".lower())
-        grams.update(words)
-        grams.update(map(" ".join, pairwise(words)))
-    buckets = [xxhash.xxh3_64_intdigest(gram.encode("utf-8", "surrogatepass")) for gram in grams]
-    at = np.array([bucket % BUCKETS for bucket in buckets], dtype=np.int64)
-    return np.bincount(at, list(grams.values()), minlength=BUCKETS)
-
-
-def _divergence(subsets: Means, targets: Wanted) -> Float[np.ndarray, "subset target"]:
-    """KL(target || subset) of smoothed distributions: sum p_t (log p_t - log p_S)."""
-    p, q = _distributions(targets), _distributions(subsets)
-    return (p * np.log(p)).sum(1) - np.log(q) @ p.T
-
-
-def _distributions(counts: Vectors) -> Vectors:
-    total = np.maximum(counts.sum(1, keepdims=True), 1)
-    return SEEN * counts / total + (1 - SEEN) / counts.shape[1]

@@ -19,7 +19,8 @@ from gradex.data.sources import load_sources
 from gradex.data.subsets import sample_subsets
 from gradex.errors import GradexError
 from gradex.estimators import BASELINES, make_estimator
-from gradex.estimators.baselines import SEEN, Random
+from gradex.estimators.baselines import Random
+from gradex.estimators.ngrams import SEEN
 from gradex.gradients.plan import PARTS
 from gradex.gradients.shards import FEATURES, ROW_TYPE, Faults, write_shard
 from gradex.gradients.store import GradientStore
@@ -173,7 +174,7 @@ def grams(lines: list[str]) -> dict[str, int]:
 
 def test_ngram_is_the_divergence_of_smoothed_counts(make, tmp_path, monkeypatch):
     buckets = 10**6  # of which no two n-grams share one
-    monkeypatch.setattr("gradex.estimators.baselines.BUCKETS", buckets)
+    monkeypatch.setattr("gradex.estimators.ngrams.BUCKETS", buckets)
     store = make("s")
     sources = load_sources([str(tmp_path / "tasks")])
 
