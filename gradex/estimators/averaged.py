@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gradex.data.subsets import Subset
-from gradex.estimators.protocol import Displacing, Estimates, uncalibrated
+from gradex.estimators.protocol import Displacing, Estimates, named_or_all, uncalibrated
 from gradex.estimators.reference import reference_subsets, scale_of
 from gradex.gradients.store import GradientStore
 
@@ -32,12 +32,13 @@ class Averaged:
         split: str = "select",
     ) -> "Averaged":
         """One estimator at each point; the store's own point is the first."""
+        sources, self.targets_ = named_or_all(store, sources, targets)
         stores = [store, *store.points()]
         self.fitted_ = [
-            self.make().fit(one, sources=sources, targets=targets, split=split) for one in stores
+            self.make().fit(one, sources=sources, targets=self.targets_, split=split)
+            for one in stores
         ]
-        self.targets_ = list(targets or store.targets)
-        population = reference_subsets(sources or store.sources)
+        population = reference_subsets(sources)
         self.scales_ = [scale_of(one.predict(population).value) for one in self.fitted_]
         return self
 

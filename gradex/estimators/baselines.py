@@ -23,9 +23,9 @@ import xxhash
 from jaxtyping import Float
 
 from gradex.data.subsets import Subset
-from gradex.errors import GradexError, unknown
+from gradex.errors import GradexError
 from gradex.estimators.ngrams import divergence, open_ngrams
-from gradex.estimators.protocol import Estimates, members, uncalibrated
+from gradex.estimators.protocol import Estimates, members, named_or_all, uncalibrated
 from gradex.gradients.description import Side
 from gradex.gradients.row_views import RowView
 from gradex.gradients.shards import LEAST_NORM
@@ -58,8 +58,7 @@ class Comparison:
         split: str = "select",
     ) -> "Comparison":
         """Per-source sums and per-target means, one pass over the rows."""
-        self.sources_ = _known("source", sources, store.sources)
-        self.targets_ = _known("target", targets, store.targets)
+        self.sources_, self.targets_ = named_or_all(store, sources, targets)
         read = self.open_rows(store)
         summed = [_summed(read("train", name, "train"), store, name) for name in self.sources_]
         self.sums_: Float[np.ndarray, "source feature"] = np.stack([total for total, _ in summed])
@@ -110,8 +109,7 @@ class Random:
         targets: Sequence[str] | None = None,
         split: str = "select",
     ) -> "Random":
-        self.sources_ = _known("source", sources, store.sources)
-        self.targets_ = _known("target", targets, store.targets)
+        self.sources_, self.targets_ = named_or_all(store, sources, targets)
         return self
 
     def predict(self, subsets: Sequence[Subset]) -> Estimates:
@@ -135,8 +133,7 @@ class Constant:
         targets: Sequence[str] | None = None,
         split: str = "select",
     ) -> "Constant":
-        self.sources_ = _known("source", sources, store.sources)
-        self.targets_ = _known("target", targets, store.targets)
+        self.sources_, self.targets_ = named_or_all(store, sources, targets)
         losses = [store.target(name, split).table["loss"].mean() for name in self.targets_]
         self.loss_: Float[np.ndarray, " target"] = np.array(losses, dtype=np.float64)
         return self
@@ -144,16 +141,6 @@ class Constant:
     def predict(self, subsets: Sequence[Subset]) -> Estimates:
         member = members(subsets, self.sources_)
         return uncalibrated(self.targets_, np.tile(self.loss_, (len(member), 1)))
-
-
-def _known(kind: str, asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    """The names asked for, or all."""
-    for name in asked or ():
-        if name not in known:
-            raise unknown(kind, name, known)
-    if not known:
-        raise GradexError(f"the store holds no {kind}; run project again")
-    return list(asked or known)
 
 
 def _summed(

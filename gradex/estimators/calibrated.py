@@ -27,7 +27,7 @@ from gradex.estimators.anchored import (
     spread_out,
 )
 from gradex.estimators.outcomes import unbounded
-from gradex.estimators.protocol import Estimates, Estimator, members
+from gradex.estimators.protocol import Estimates, Estimator, members, named_or_all
 from gradex.estimators.reference import Scale, effects, reference_subsets, scale_of
 from gradex.gradients.store import GradientStore
 
@@ -55,7 +55,7 @@ class Calibrated:
         targets: Sequence[str] | None = None,
         split: str = "select",
     ) -> "Calibrated":
-        sources, targets = list(sources or store.sources), list(targets or store.targets)
+        sources, targets = named_or_all(store, sources, targets)
         outcomes = scores_of(self.anchors, targets, split="select", metric=self.metric)
         subsets = [run.subset for run in self.anchors]
         fits = {

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 
 from gradex.data.subsets import Subset
 from gradex.errors import GradexError
-from gradex.estimators.protocol import Estimates, members, uncalibrated
+from gradex.estimators.protocol import Estimates, members, named_or_all, uncalibrated
 from gradex.gradients.store import Block, GradientStore
 from gradex.models.losses import Objective
 from gradex.progress import progress
@@ -68,10 +68,7 @@ class MarginFit(ABC):
         split: str = "select",
     ) -> FittedT:
         """All margins and their gradients, one pass over the store."""
-        self.sources_ = list(sources or store.sources)
-        self.targets_ = list(targets or store.targets)
-        if not self.sources_ or not self.targets_:
-            raise GradexError(f"{store.path}: holds no source or no target; run project again")
+        self.sources_, self.targets_ = named_or_all(store, sources, targets)
         self.rows_, self.parts_ = _read_sources(store, self.sources_, self.objective)
         self.tau_ = float(np.square(self.rows_.gradients).sum(1, dtype=np.float64).mean())
         if self.tau_ == 0:

@@ -52,6 +52,24 @@ class Displacing(Estimator, Protocol):
     ) -> Float[np.ndarray, "subset dim"]: ...
 
 
+def named_or_all(
+    store: GradientStore, sources: Sequence[str] | None, targets: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    """The sources and targets that an estimator is fitted to: those of the store, if none are
+    named."""
+    found = []
+    for kind, named, known in (
+        ("source", sources, store.sources),
+        ("target", targets, store.targets),
+    ):
+        if not known:
+            raise GradexError(f"{store.path}: holds no {kind}; run project again")
+        for name in sorted(set(named or ()).difference(known)):
+            raise unknown(kind, name, known, str(store.path))
+        found.append(list(named or known))
+    return found[0], found[1]
+
+
 def members(
     subsets: Sequence[Subset], sources: Sequence[str]
 ) -> Float[np.ndarray, "subset source"]:

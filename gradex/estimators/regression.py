@@ -20,7 +20,7 @@ from gradex.data.subsets import Subset
 from gradex.errors import GradexError
 from gradex.estimators.packed import diagonal
 from gradex.estimators.packed_sums import compressed_dim, packed_sums
-from gradex.estimators.protocol import Estimates, members, uncalibrated
+from gradex.estimators.protocol import Estimates, members, named_or_all, uncalibrated
 from gradex.estimators.solves import Solve
 from gradex.gradients.compress import Compression, compress, report
 from gradex.gradients.row_views import RowNorm, RowView, require_row_norm, row_weights, source_view
@@ -51,10 +51,7 @@ class Regression:
         split: str = "select",
     ) -> FittedT:
         """Per-source sums and per-target mean gradients, one pass over the store."""
-        self.sources_ = list(sources or store.sources)
-        self.targets_ = list(targets or store.targets)
-        if not self.sources_ or not self.targets_:
-            raise GradexError(f"{store.path}: holds no source or no target; run project again")
+        self.sources_, self.targets_ = named_or_all(store, sources, targets)
         rows = [store.target(name, split) for name in self.targets_]
         self.loss_: Float[np.ndarray, " target"] = np.array(
             [float(block.table["loss"].mean()) for block in rows]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradex.data.subsets import Subset
 from gradex.estimators.displaced import MetaModel, lift_of, load_meta_model
-from gradex.estimators.protocol import Displacing, Estimates, members, uncalibrated
+from gradex.estimators.protocol import Displacing, Estimates, members, named_or_all, uncalibrated
 from gradex.gradients.store import GradientStore
 from gradex.progress import progress
 
@@ -43,8 +43,7 @@ class Shift:
         split: str = "select",
     ) -> "Shift":
         """Fit the inner estimator, and load the model and the targets' rows."""
-        self.sources_ = list(sources or store.sources)
-        self.targets_ = list(targets or store.targets)
+        self.sources_, self.targets_ = named_or_all(store, sources, targets)
         self.lift_ = lift_of(store)
         self.inner.fit(store, sources=self.sources_, targets=self.targets_, split=split)
         self.model_ = self.load(store, self.targets_, split=split)

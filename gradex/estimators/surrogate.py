@@ -23,7 +23,7 @@ from gradex.data.subsets import Subset, membership
 from gradex.data.true_runs import TrueRun, scores_of
 from gradex.errors import GradexError, unknown
 from gradex.estimators.kernel_ridge import Kernel, fit, linear, predict_left_out, rbf
-from gradex.estimators.protocol import Estimates, members
+from gradex.estimators.protocol import Estimates, members, named_or_all
 from gradex.gradients.store import GradientStore
 
 FEWEST = 4
@@ -50,8 +50,7 @@ class Surrogate:
         split: str = "select",
     ) -> "Surrogate":
         """The regression on the runs' losses; of the store it reads the names alone."""
-        self.sources_ = list(sources or store.sources)
-        self.targets_ = list(targets or store.targets)
+        self.sources_, self.targets_ = named_or_all(store, sources, targets)
         _require_subsets([run.subset for run in self.runs], self.sources_)
         losses = scores_of(self.runs, self.targets_, split=split)
         _require_losses(losses, self.targets_)
