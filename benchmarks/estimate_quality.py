@@ -107,7 +107,7 @@ def _uncalibrated(
     rows = [("estimate", [f"from {start}" for start in half])]
     methods: dict[str, Make] = {
         "**linear**": _estimator(),
-        **{f"linear, lam {lam}": _estimator(lam=lam) for lam in (0.1, 0.001)},
+        **{f"linear, lam {lam}": _estimator(lam=lam) for lam in (0.1, 0.01, 0.001)},
         "flow, t 300": _estimator(estimator="flow"),
         "logistic on losses": _estimator(estimator="logistic_loss"),
         "logistic on margins, with offsets": _estimator(estimator="logistic"),

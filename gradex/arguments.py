@@ -184,7 +184,7 @@ class EstimatorArguments:
         "influence, cosine, representation, ngram, random, constant"
     )  # fmt: skip
     lam: float | None = option(
-        None, "ridge strength, as a share of the rows' mean squared norm; default: linear 0.01, "
+        None, "ridge strength, as a share of the rows' mean squared norm; default: linear 0.003, "
         "logistic 1e-6"
     )  # fmt: skip
     t: float | None = option(

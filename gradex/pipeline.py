@@ -47,7 +47,7 @@ class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
         "and the latest before it"
     )  # fmt: skip
     lam: float | None = option(
-        None, "ridge strength, as a share of the rows' mean squared norm; default: 0.01, with "
+        None, "ridge strength, as a share of the rows' mean squared norm; default: 0.003, with "
         "--anchors what these speak for"
     )  # fmt: skip
     anchors: int | None = option(

@@ -16,7 +16,7 @@ from gradex.gradients.store import GradientStore
 
 # What a calibration tries where no strength is said: the flag, and its values, the usual one first.
 STRENGTHS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "linear": ("lam", (0.01, 0.1, 0.001)),
+    "linear": ("lam", (0.003, 0.03, 0.0003)),
     "flow": ("t", (300.0, 30.0, 3000.0)),
     "logistic_loss": ("lam", (1e-6, 1e-4, 1e-2)),
 }

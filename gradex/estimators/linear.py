@@ -19,7 +19,7 @@ class Linear(Regression):
     def __init__(
         self,
         *,
-        lam: float = 0.01,
+        lam: float = 0.003,
         source_norm: RowNorm = "unit",
         target_norm: RowNorm = "soft",
         compress: int | None = None,
