@@ -25,8 +25,9 @@ from gradex.arguments import (
     keep,
 )
 from gradex.config import main, option, with_defaults
+from gradex.data.metrics import SCORES
 from gradex.data.subsets import Subset, find_subsets, format_subset
-from gradex.errors import GradexError
+from gradex.errors import GradexError, unknown
 from gradex.estimators import estimator_of, make_estimator, with_calibration
 from gradex.estimators.calibrated import Calibrated
 from gradex.estimators.calibration import Calibration
@@ -57,6 +58,8 @@ class Config(SubsetArguments, AnchorArguments, EstimatorArguments, TrustArgument
         EstimatorArguments.__post_init__(self)
         AnchorArguments.__post_init__(self)
         SubsetArguments.__post_init__(self)
+        if self.metric not in SCORES:
+            raise unknown("metric", self.metric, SCORES, "--metric")
         if self.anchors is not None and self.calibration != "auto":
             raise GradexError(
                 f"--anchors: found with --calibration {self.calibration}, which says what to "

@@ -55,3 +55,22 @@ def test_anchors_of_its_own_make_the_estimates_losses(workspace):
     assert settings_of(runs.newest("estimate"))["calibration"] == str(second)
     assert main([str(first / "config.yaml")]) == 0
     assert (runs.newest("estimate") / "runs.json").read_text() == (first / "runs.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--per_row", "--estimator", "influence"], "--per_row: rows are predicted by linear"),
+        (["--metric", "rouge"], "--metric: unknown metric 'rouge'; known are: loss, exact_match"),
+    ],
+)
+def test_what_cannot_be_estimated_is_refused_before_any_fine_tune(
+    workspace, monkeypatch, capsys, words, says
+):
+    def train(*_):
+        raise AssertionError("trained for nothing")
+
+    monkeypatch.setattr("gradex.training.trials.Trials._train", train)
+    assert main(["estimate", "--anchors", "4", *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(Path("runs/estimate").glob("*"))

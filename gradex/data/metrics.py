@@ -126,6 +126,8 @@ METRICS: dict[str, Callable[[str, str], bool] | None] = {
     "exact_match": exact_match,
     "answer": answer_match,
 }
+# What a fine-tune may be scored by; classifiers, whatever their task says, by their accuracy.
+SCORES = (*METRICS, "accuracy")
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
