@@ -210,10 +210,11 @@ def newest(stage: str) -> Path:
     return found[-1]
 
 
-def finished(stage: str) -> list[Path]:
-    """All finished runs of a stage, oldest first."""
+def finished(*stages: str) -> list[Path]:
+    """All finished runs of these stages, oldest first."""
     configs = {
         file.parent: read_yaml(file)
+        for stage in stages
         for file in (RUNS / stage).glob("*/config.yaml")
         if not file.parent.name.endswith(".part")
     }

@@ -1,7 +1,5 @@
 """Which true fine-tunes the estimates of a store are calibrated on: those of a run of calibrate."""
 
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ from gradex.gradients.store import GradientStore
 from gradex.records import read_json, write_json
 
 RECORD, RUNS = "calibration.json", "runs.json"
+SHAPE = {"fingerprint": str, "data": dict, "start": str, "recipe": str}
 STAGES = ("calibrate", "estimate")  # estimate --anchors makes one of its own
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ def write_calibration(
     record = {
         "store": str(store.path),
         "fingerprint": store.fingerprint,
+        "data": store.data_hashes(),
         "start": calibration.start,
         "recipe": calibration.recipe,
     }
@@ -51,8 +50,8 @@ def find_calibration(
     if wanted != "auto":
         return _of_recipe(_read(Path(wanted), store), recipe)
     for folder in _newest_first():
-        record = read_json(folder / RECORD, "a calibration", {"fingerprint": str, "recipe": str})
-        if record["fingerprint"] == store.fingerprint and recipe in (None, record["recipe"]):
+        record = read_json(folder / RECORD, "a calibration", SHAPE)
+        if _difference(record, store) is None and recipe in (None, record["recipe"]):
             return _read(folder, store)
     return None
 
@@ -66,18 +65,34 @@ def _of_recipe(found: Calibration, recipe: str | None) -> Calibration:
     )
 
 
-def _newest_first() -> Iterator[Path]:
-    folders = [f for stage in STAGES for f in runs.finished(stage) if (f / RECORD).is_file()]
-    yield from sorted(folders, key=lambda folder: folder.name, reverse=True)
+def _newest_first() -> list[Path]:
+    return [f for f in reversed(runs.finished(*STAGES)) if (f / RECORD).is_file()]
+
+
+def _difference(record: dict[str, Any], store: GradientStore) -> str | None:
+    """What of a store a calibration was not made for. Two stores may lie in one space, and hold
+    other rows under the same names; a source that only one of them has is none of the anchors'."""
+    if record["fingerprint"] != store.fingerprint:
+        return "gradients"
+    here = store.data_hashes()
+    for name, data_hash in record["data"].items():
+        if here.get(name, data_hash) != data_hash:
+            return f"rows of '{name}'"
+    return None
 
 
 def _read(folder: Path, store: GradientStore) -> Calibration:
-    shape = {"fingerprint": str, "start": str}
-    record = read_json(folder / RECORD, "a calibration", shape)
-    if record["fingerprint"] != store.fingerprint:
+    record = read_json(folder / RECORD, "a calibration", SHAPE)
+    difference = _difference(record, store)
+    if difference is not None:
         raise GradexError(
-            f"{folder}: calibrates estimates of another store than {store.path}; run calibrate for "
-            "this one"
+            f"{folder}: calibrates estimates of another store than {store.path}, with other "
+            f"{difference}; run calibrate for this one"
         )
     anchors, recipe = read_runs(folder / RUNS)
+    if recipe != record["recipe"]:
+        raise GradexError(
+            f"{folder / RUNS}: not the fine-tunes that {RECORD} beside it was made with; run "
+            "calibrate again"
+        )
     return Calibration(folder, record["start"], recipe, anchors)
