@@ -21,7 +21,7 @@ import torch
 from gradex import runs
 from gradex.arguments import EstimatorArguments, TrustArguments
 from gradex.config import main, option, require_not_negative, require_positive
-from gradex.data.subsets import Subset, format_subset, membership, sample_subsets
+from gradex.data.subsets import MIXED_SIZES, Subset, format_subset, membership, sample_subsets
 from gradex.errors import GradexError
 from gradex.estimators import make_estimator
 from gradex.estimators.displaced import Lift, MetaModel, lift_of, load_meta_model
@@ -40,7 +40,6 @@ from gradex.progress import progress
 from gradex.records import write_json
 from gradex.reporting.trust_figure import first_order_error
 
-MIXED_SIZES = (0.5, 0.25, 0.75)
 SPLIT = "select"
 log = logging.getLogger(__name__)
 

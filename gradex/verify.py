@@ -33,7 +33,7 @@ from gradex.config import (
     require_positive,
     with_defaults,
 )
-from gradex.data.subsets import Subset, format_subset, read_subsets, sample_subsets
+from gradex.data.subsets import MIXED_SIZES, Subset, format_subset, read_subsets, sample_subsets
 from gradex.data.true_runs import read_all_runs, scores_of, write_runs
 from gradex.errors import GradexError
 from gradex.estimators import BASELINES, estimator_of, with_calibration
@@ -52,7 +52,6 @@ from gradex.reporting.evidence import (
 )
 from gradex.training.trials import make_trials
 
-MIXED_SIZES = (0.5, 0.25, 0.75)
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +79,7 @@ def verify(config: Config) -> Path:
     recorded = store.recorded_settings()
     config = replace(config, store=str(store.path))
     config = with_defaults(config, keep(recorded, TrainArguments))
-    targets = config.target or list(store.targets)
+    targets = [store.require_target(name) for name in config.target or store.targets]
     trials = make_trials(combined(recorded, config), store, targets, start=config.start)
     config, calibration = with_calibration(config, store, recipe=trials.recipe_hash)
     # What the estimates are calibrated on or fitted to is no evidence for them.

@@ -15,6 +15,7 @@ from gradex.errors import GradexError, unknown
 
 Subset = frozenset[str]
 
+MIXED_SIZES = (0.5, 0.25, 0.75)  # shares of the sources, of random subsets that are tried for real
 SAMPLED_TASKS = Path("sampled_tasks")
 MAX_ENCODED_NAME = 200  # a folder's name may have 255 bytes on the usual file systems
 
