@@ -22,7 +22,7 @@ from gradex.estimators.packed import diagonal
 from gradex.estimators.packed_sums import compressed_dim, packed_sums
 from gradex.estimators.protocol import Estimates, members, named_or_all, uncalibrated
 from gradex.estimators.solves import Solve
-from gradex.gradients.compress import Compression, compress, report
+from gradex.gradients.compress import Compression, compress, log_kept
 from gradex.gradients.row_views import RowNorm, RowView, require_row_norm, row_weights, source_view
 from gradex.gradients.store import Block, GradientStore
 
@@ -76,7 +76,7 @@ class Regression:
         if dim is None:
             return None
         found = compress(store, dim, sources=self.sources_, view=view)
-        report(found, self.slope_)
+        log_kept(found, self.slope_)
         return found
 
     def predict(self, subsets: Sequence[Subset]) -> Estimates:

@@ -119,7 +119,7 @@ def _gram_times(
     return product, squared_norm
 
 
-def report(compression: Compression, slopes: Float[np.ndarray, "target dim"]) -> None:
+def log_kept(compression: Compression, slopes: Float[np.ndarray, "target dim"]) -> None:
     """One line: what the estimates no longer see."""
     shares = compression.kept_of(slopes)
     log.info(
