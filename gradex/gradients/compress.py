@@ -24,7 +24,6 @@ from gradex.errors import GradexError
 from gradex.gradients.derived import Arrays, derived, source_digests
 from gradex.gradients.row_views import RowView
 from gradex.gradients.store import GradientStore
-from gradex.models.losses import Objective
 from gradex.progress import progress
 
 VERSION = "basis-1"
@@ -54,7 +53,6 @@ def compress(
     *,
     sources: Sequence[str] | None = None,
     view: RowView | None = None,
-    objective: Objective = "loss",
     seed: int = 0,
 ) -> Compression:
     """The best basis of `dim` directions for the sources' rows as `view` sees them."""
@@ -66,8 +64,8 @@ def compress(
     digests = [source_digests(store, name) for name in names]
     found = derived(
         store,
-        (VERSION, dim, seed, objective, view.key, digests),
-        lambda: _leading_directions(store, names, view, objective, dim, seed),
+        (VERSION, dim, seed, view.key, digests),
+        lambda: _leading_directions(store, names, view, dim, seed),
         is_whole=lambda arrays: (
             set(arrays) == {"basis", "kept"} and arrays["basis"].shape == (store.dim, dim)
         ),
@@ -79,7 +77,6 @@ def _leading_directions(
     store: GradientStore,
     names: Sequence[str],
     view: RowView,
-    objective: Objective,
     dim: int,
     seed: int,
 ) -> Arrays:
@@ -88,7 +85,7 @@ def _leading_directions(
     with progress("compress", (POWER_PASSES + 2) * len(names), unit="source") as bar:
 
         def gram_times(q: Directions) -> tuple[Directions, float]:
-            return _gram_times(store, names, view, objective, q, done=bar.update)
+            return _gram_times(store, names, view, q, done=bar.update)
 
         for _ in range(POWER_PASSES + 1):
             basis = np.linalg.qr(gram_times(basis)[0])[0]
@@ -102,7 +99,6 @@ def _gram_times(
     store: GradientStore,
     names: Sequence[str],
     view: RowView,
-    objective: Objective,
     q: Directions,
     *,
     done: Callable[[], object],
@@ -111,7 +107,7 @@ def _gram_times(
     product, squared_norm = np.zeros_like(q), 0.0
     for name in names:
         store.require_undamaged("train", name)
-        for block in store.blocks("train", name, objective=objective):
+        for block in store.blocks("train", name):
             rows = view(block)
             product += rows.T @ (rows @ q)
             squared_norm += float((rows**2).sum())

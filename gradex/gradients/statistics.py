@@ -15,7 +15,6 @@ from gradex.errors import GradexError
 from gradex.gradients.derived import Arrays, derived, source_digests
 from gradex.gradients.row_views import RowView
 from gradex.gradients.store import GradientStore
-from gradex.models.losses import Objective
 
 VERSION = "view-1"
 UNIT = RowView("unit")
@@ -35,27 +34,25 @@ class SourceSums:
         return self.matrix.T @ self.matrix if self.is_rows else self.matrix
 
 
-def source_sums(
-    store: GradientStore, name: str, *, objective: Objective = "loss", view: RowView = UNIT
-) -> SourceSums:
+def source_sums(store: GradientStore, name: str, *, view: RowView = UNIT) -> SourceSums:
     """The sums of a source, from the store's cache or in one pass over its shards."""
     kept = derived(
         store,
-        (VERSION, objective, view.key, source_digests(store, name)),
-        lambda: _sum_up(store, name, objective, view),
+        (VERSION, view.key, source_digests(store, name)),
+        lambda: _sum_up(store, name, view),
         is_whole=lambda arrays: _is_whole(arrays, view.dim(store)),
     )
     return SourceSums(kept["total"], int(kept["count"]), kept["matrix"], bool(kept["is_rows"]))
 
 
-def _sum_up(store: GradientStore, name: str, objective: Objective, view: RowView) -> Arrays:
+def _sum_up(store: GradientStore, name: str, view: RowView) -> Arrays:
     # Kept under the hash of the right gradients, wrong sums would outlive the shard's repair.
     store.require_undamaged("train", name)
     dim = view.dim(store)
     total, count = np.zeros(dim), 0
     rows: list[np.ndarray] = []
     gram: np.ndarray | None = None
-    for block in store.blocks("train", name, objective=objective):
+    for block in store.blocks("train", name):
         seen = view(block)
         total += seen.sum(0)
         count += len(seen)
