@@ -8,10 +8,8 @@ is over these subsets and knows nothing of the estimator's own error. Below zero
 interaction below zero says that two sources help more together than apart.
 """
 
-import csv
 import logging
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -35,6 +33,7 @@ from gradex.estimators.protocol import Estimator
 from gradex.gradients.store import open_store
 from gradex.progress import progress
 from gradex.records import write_json
+from gradex.reporting.csv_table import write_csv
 from gradex.reporting.heatmaps import affinity_map, effects_map, save
 from gradex.selection.transfer import (
     Effects,
@@ -132,7 +131,7 @@ def _write_effects(path: Path, found: Effects, targets: Sequence[str]) -> None:
         for row, source in enumerate(found.sources)
         for column, target in enumerate(targets)
     )
-    _write_csv(path, ["source", "target", "effect", "low", "high", "hurts_share"], lines)
+    write_csv(path, ["source", "target", "effect", "low", "high", "hurts_share"], lines)
 
 
 def _write_affinity(path: Path, affinity: Affinity, targets: Sequence[str]) -> None:
@@ -142,20 +141,7 @@ def _write_affinity(path: Path, affinity: Affinity, targets: Sequence[str]) -> N
         for row, target in enumerate(targets)
         for i, j in combinations(range(len(affinity.sources)), 2)
     )
-    _write_csv(path, ["target", "source", "other", "interaction"], lines)
-
-
-def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(header)
-        table.writerows([_cell(value) for value in line] for line in lines)
-
-
-def _cell(value: str | float) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if math.isnan(value) else f"{value:.6g}"
+    write_csv(path, ["target", "source", "other", "interaction"], lines)
 
 
 def _summary(

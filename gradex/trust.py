@@ -7,7 +7,6 @@ The adapter is moved to where random subsets lead, as far as --distances say, an
 select rows are measured there. Finished subsets are kept, so that an interrupted run goes on.
 """
 
-import csv
 import logging
 import math
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ from gradex.estimators.trust import (
 from gradex.gradients.store import GradientStore, open_store
 from gradex.progress import progress
 from gradex.records import write_json
+from gradex.reporting.csv_table import write_csv
 from gradex.reporting.trust_figure import first_order_error
 
 SPLIT = "select"
@@ -77,7 +77,7 @@ def trust(config: Config) -> Path:
         changes = walk.changes(subsets, run.part / "subsets")
         content = _content(walk, changes, limit=config.limit)
         write_json(run.part / FILE, content)
-        _write_csv(run.part / "trust.csv", walk, changes, subsets)
+        _write_changes(run.part / "trust.csv", walk, changes, subsets)
         first_order_error(run.part / "trust.png", content)
     for entry in [*content["targets"], content | {"target": "all targets together"}]:
         log.info("%s: %s", entry["target"], _told(entry["radius"]))
@@ -168,19 +168,17 @@ def _told(radius: float) -> str:
     return f"first-order changes hold up to {radius:.2g} of the meta adapter's norm"
 
 
-def _write_csv(
-    path: Path, walk: _Walk, changes: Sequence[Changes], subsets: Sequence[Subset]
+def _write_changes(
+    file: Path, walk: _Walk, changes: Sequence[Changes], subsets: Sequence[Subset]
 ) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["subset", "target", "distance", "first_order", "real"])
-        for subset, found in zip(subsets, changes, strict=True):
-            words = format_subset(subset, walk.store.sources)
-            for row, distance in enumerate(walk.distances):
-                for column, target in enumerate(walk.targets):
-                    numbers = (found.predicted[row, column], found.real[row, column])
-                    cells = (f"{number:.6g}" for number in numbers)
-                    table.writerow([words, target, f"{distance:g}", *cells])
+    words = [format_subset(subset, walk.store.sources) for subset in subsets]
+    lines = (
+        [words[i], target, distance, found.predicted[row, column], found.real[row, column]]
+        for i, found in enumerate(changes)
+        for row, distance in enumerate(walk.distances)
+        for column, target in enumerate(walk.targets)
+    )
+    write_csv(file, ["subset", "target", "distance", "first_order", "real"], lines)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ are kept, so that an interrupted verification goes on with the next. The estimat
 the baselines and beside the mean of the other runs, which needs no gradient at all.
 """
 
-import csv
 import logging
 import math
 from collections.abc import Sequence
@@ -41,6 +40,7 @@ from gradex.estimators.calibration import Calibration
 from gradex.estimators.protocol import Estimates
 from gradex.gradients.store import GradientStore, open_store
 from gradex.records import write_json
+from gradex.reporting.csv_table import write_csv
 from gradex.reporting.evidence import (
     Losses,
     Prediction,
@@ -177,15 +177,17 @@ def _points(
 
 
 def _write_points(path: Path, targets: Sequence[dict[str, Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        keys = ("estimate", "truth", "low", "high")
-        table.writerow(["subset", "target", *keys])
-        for entry in targets:
-            for point in entry["points"]:
-                words = format_subset(frozenset(point["subset"]), point["subset"])
-                numbers = ["" if point[key] is None else f"{point[key]:.6g}" for key in keys]
-                table.writerow([words, entry["target"], *numbers])
+    keys = ("estimate", "truth", "low", "high")
+    lines = (
+        [
+            format_subset(frozenset(point["subset"]), point["subset"]),
+            entry["target"],
+            *(point[key] for key in keys),
+        ]
+        for entry in targets
+        for point in entry["points"]
+    )
+    write_csv(path, ["subset", "target", *keys], lines)
 
 
 if __name__ == "__main__":

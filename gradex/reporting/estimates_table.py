@@ -1,14 +1,16 @@
 """Estimates as CSV files: a line a subset and target, and a line a subset and target row."""
 
-import csv
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from gradex.data.subsets import Subset, format_subset
 from gradex.estimators.protocol import Estimates
 from gradex.estimators.ranks import Ranks
 from gradex.estimators.row_outcomes import RowOutcomes
+from gradex.reporting.csv_table import write_csv
 
 COLUMNS = ("subset", "target", "value", "low", "high", "calibrated", "rank_low", "rank_high")
 ROW_COLUMNS = ("subset", "target", "row", "loss", "margin")
@@ -23,33 +25,35 @@ def write_estimates(
     ranks: tuple[Ranks, Ranks] | None = None,
 ) -> None:
     """An interval that is not there is left empty. Ranks are among these subsets; 1 is lowest."""
-    with open(file, "w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(COLUMNS)
-        for row, subset in enumerate(subsets):
-            words = format_subset(subset, sources)
-            for column, target in enumerate(estimates.targets):
-                sides = (estimates.value, estimates.low, estimates.high)
-                numbers = [_cell(float(side[row, column])) for side in sides]
-                ends = [_cell(float(side[row, column])) for side in ranks] if ranks else ["", ""]
-                calibrated = str(estimates.calibrated).lower()
-                table.writerow([words, target, *numbers, calibrated, *ends])
+    sides = (estimates.value, estimates.low, estimates.high)
+    nowhere = np.full_like(estimates.value, np.nan)
+    ends = ranks or (nowhere, nowhere)
+    calibrated = str(estimates.calibrated).lower()
+    words = [format_subset(subset, sources) for subset in subsets]
+    lines = (
+        [
+            words[row], target, *(side[row, column] for side in sides), calibrated,
+            *(end[row, column] for end in ends),
+        ]
+        for row in range(len(subsets))
+        for column, target in enumerate(estimates.targets)
+    )  # fmt: skip
+    write_csv(file, COLUMNS, lines)
 
 
 def write_row_outcomes(
     file: Path, found: Iterable[RowOutcomes], subsets: Sequence[Subset], sources: Sequence[str]
 ) -> None:
-    with open(file, "w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(ROW_COLUMNS)
-        for one in found:
-            for index, subset in enumerate(subsets):
-                words = format_subset(subset, sources)
-                margins = [math.nan] * len(one.ids) if one.margin is None else one.margin[index]
-                for name, loss, margin in zip(one.ids, one.loss[index], margins, strict=True):
-                    cells = [_cell(float(loss)), _cell(float(margin))]
-                    table.writerow([words, one.target, name, *cells])
+    """A margin that is not there is left empty."""
+    words = [format_subset(subset, sources) for subset in subsets]
+    lines = (
+        [words[index], one.target, name, loss, margin]
+        for one in found
+        for index in range(len(subsets))
+        for name, loss, margin in zip(one.ids, one.loss[index], _margins(one, index), strict=True)
+    )
+    write_csv(file, ROW_COLUMNS, lines)
 
 
-def _cell(number: float) -> str:
-    return "" if math.isnan(number) else f"{number:.6g}"
+def _margins(one: RowOutcomes, index: int) -> Sequence[float]:
+    return [math.nan] * len(one.ids) if one.margin is None else one.margin[index]
