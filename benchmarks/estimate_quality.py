@@ -50,17 +50,15 @@ def main() -> None:
             for start, truth in truths.items()
         }
         half = {start: true[start]["half"] for start in truths}
-        _say(
-            "No true run: rank correlation on half-size subsets", _uncalibrated(world, store, half)
-        )
+        say("No true run: rank correlation on half-size subsets", _uncalibrated(world, store, half))
         anchors = {
             start: _anchors(world, truth, store, held_out) for start, truth in truths.items()
         }
-        _say("With anchors, on half-size subsets", _calibrated(world, store, half, anchors))
+        say("With anchors, on half-size subsets", _calibrated(world, store, half, anchors))
         fitted = _fitted(store, anchors)
-        _say("Subsets of other sizes", _other_sizes(store, true, fitted))
-        _say("By target, half-size subsets", _by_target(store, half, fitted))
-        _say("How sure the truth is", _ceiling(world, truths, half))
+        say("Subsets of other sizes", _other_sizes(store, true, fitted))
+        say("By target, half-size subsets", _by_target(store, half, fitted))
+        say("How sure the truth is", _ceiling(world, truths, half))
 
 
 def _arguments() -> argparse.Namespace:
@@ -120,8 +118,8 @@ def _uncalibrated(
     for method, predict in list(FROM_OTHER_RUNS.items())[1:]:
         cells = []
         for runs in half.values():
-            value = predict([run.subset for run in runs], _losses(runs, store))
-            cells.append(_number(_rank(value, _losses(runs, store))))
+            value = predict([run.subset for run in runs], test_losses(runs, store))
+            cells.append(number(rank(value, test_losses(runs, store))))
         rows.append((f"{method} (the rest of the true runs)", cells))
     for label, (make, other) in _other_stores(world).items():
         cells = [_ranks_of(make, other, runs) for runs in half.values()]
@@ -150,19 +148,19 @@ def _ranks_of(make: Make, store: GradientStore, runs: Sequence[TrueRun]) -> str:
         value = fitted.predict([run.subset for run in runs]).value
     except GradexError as error:
         return f"none: {error}"
-    return _number(_rank(value, _losses(runs, store)))
+    return number(rank(value, test_losses(runs, store)))
 
 
-def _losses(runs: Sequence[TrueRun], store: GradientStore) -> np.ndarray:
+def test_losses(runs: Sequence[TrueRun], store: GradientStore) -> np.ndarray:
     return scores_of(runs, list(store.targets), split="test")
 
 
-def _rank(value: np.ndarray, truth: np.ndarray) -> float:
+def rank(value: np.ndarray, truth: np.ndarray) -> float:
     pairs = zip(value.T.tolist(), truth.T.tolist(), strict=True)
     return float(np.mean([spearman(a, b) for a, b in pairs]))
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:.3f}".replace("0.", ".", 1)
 
 
@@ -219,12 +217,12 @@ def _told(
     else:
         fitted = make_calibrated(arguments, anchors)
     said = fitted.fit(store, split="test").predict([run.subset for run in runs])
-    return _measures(said, _losses(runs, store))
+    return measures(said, test_losses(runs, store))
 
 
-def _measures(said: Estimates, truth: np.ndarray) -> tuple[float, float, float]:
+def measures(said: Estimates, truth: np.ndarray) -> tuple[float, float, float]:
     r2 = [log_r2(a, b) for a, b in zip(said.value.T, truth.T, strict=True)]
-    return _rank(said.value, truth), float(np.mean(r2)), _coverage(said, truth)
+    return rank(said.value, truth), float(np.mean(r2)), _coverage(said, truth)
 
 
 def _coverage(said: Estimates, truth: np.ndarray) -> float:
@@ -234,7 +232,7 @@ def _coverage(said: Estimates, truth: np.ndarray) -> float:
 
 def _spread(found: Sequence[tuple[float, ...]]) -> list[str]:
     return [
-        f"{_number(np.mean(column))} ± {_number(np.std(column))}"
+        f"{number(np.mean(column))} ± {number(np.std(column))}"
         for column in zip(*found, strict=True)
     ]
 
@@ -261,13 +259,13 @@ def _other_sizes(
     for label in next(iter(true.values())):
         cells: list[str] = []
         for start, sets in true.items():
-            subsets, truth = [run.subset for run in sets[label]], _losses(sets[label], store)
+            subsets, truth = [run.subset for run in sets[label]], test_losses(sets[label], store)
             said = [one.predict(subsets) for one in fitted[start]]
             value, best = plain.predict(subsets).value, truth.argmin(0)
-            rank, r2, covered = np.mean([_measures(one, truth) for one in said], axis=0)
+            told, r2, covered = np.mean([measures(one, truth) for one in said], axis=0)
             hits = np.mean([(one.value.argmin(0) == best).mean() for one in said])
-            cells += [_number(x) for x in (_rank(value, truth), rank, r2, covered)]
-            cells += [_number((value.argmin(0) == best).mean()), _number(hits)]
+            cells += [number(x) for x in (rank(value, truth), told, r2, covered)]
+            cells += [number((value.argmin(0) == best).mean()), number(hits)]
         rows.append((f"{label} ({len(subsets)})", cells))
     return rows
 
@@ -287,12 +285,12 @@ def _by_target(
     for column, target in enumerate(store.targets):
         cells: list[str] = []
         for start, runs in half.items():
-            truth = _losses(runs, store)[:, column]
+            truth = test_losses(runs, store)[:, column]
             found = [
                 (spearman(v[:, column], truth), log_r2(v[:, column], truth)) for v in said[start]
             ]
-            cells.append(_number(spearman(values[start][:, column], truth)))
-            cells += [_number(x) for x in np.mean(found, axis=0)]
+            cells.append(number(spearman(values[start][:, column], truth)))
+            cells += [number(x) for x in np.mean(found, axis=0)]
         rows.append((target, cells))
     return rows
 
@@ -305,13 +303,13 @@ def _ceiling(
     for start, truth in truths.items():
         first = half[start][: world.twice]
         second = truth.of([run.subset for run in first], seed=1)
-        a, b = _losses(first, truth.store), _losses(second, truth.store)
+        a, b = test_losses(first, truth.store), test_losses(second, truth.store)
         r2 = [log_r2(x, y) for x, y in zip(a.T, b.T, strict=True)]
-        rows.append((start, [_number(_rank(a, b)), _number(np.mean(r2))]))
+        rows.append((start, [number(rank(a, b)), number(np.mean(r2))]))
     return rows
 
 
-def _say(title: str, rows: Sequence[Row]) -> None:
+def say(title: str, rows: Sequence[Row]) -> None:
     print(f"\n{title}\n")
     for index, (label, cells) in enumerate(rows):
         print(f"| {' | '.join([label, *cells])} |")
