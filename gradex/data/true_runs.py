@@ -3,6 +3,7 @@
 What estimates are calibrated on, held against, and what a surrogate is fitted to.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,30 @@ class TrueRun:
         return {"subset": sorted(self.subset), "seed": self.seed, "scores": self.scores}
 
     @staticmethod
-    def of(record: dict[str, Any]) -> "TrueRun":
-        return TrueRun(frozenset(record["subset"]), record["seed"], record["scores"])
+    def of(record: Any, *, where: str, what: str) -> "TrueRun":
+        """Checked: a damaged record would be an error far from here, or numbers without meaning."""
+        require_shape(record, RECORD, where=where, what=what)
+        names, scores = record["subset"], record["scores"]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise GradexError(f"{where}: found the subset {names!r:.40}; expected {what}")
+        require_sound(scores, where=where, what=what)
+        return TrueRun(frozenset(names), record["seed"], scores)
+
+
+def require_sound(scores: dict[str, Any], *, where: str, what: str) -> None:
+    """Refuse scores that no fine-tune should have."""
+    require_shape(scores, dict.fromkeys(scores, dict), where=where, what=what)
+    for target, splits in scores.items():
+        place = f"{where}: {target}"
+        require_shape(splits, dict.fromkeys(splits, dict), where=place, what=what)
+        for split, found in splits.items():
+            require_shape(found, dict.fromkeys(found, (int, float)), where=place, what=what)
+            for metric, score in found.items():
+                if not 0 <= score < math.inf:
+                    raise GradexError(
+                        f"{place}: found a {metric} of {score} on {split} rows, expected a number "
+                        "of at least 0; leave this fine-tune out, or try a lower --learning_rate"
+                    )
 
 
 def write_runs(file: Path, runs: Sequence[TrueRun], *, recipe: str) -> None:
@@ -44,9 +67,8 @@ def read_runs(file: Path) -> tuple[list[TrueRun], str]:
     """The runs of a file, and the hash of the recipe that made them."""
     what = "results of true fine-tunes, as calibrate and verify write them"
     content = read_json(file, what, {"recipe": str, "runs": list})
-    for record in content["runs"]:
-        require_shape(record, RECORD, where=str(file), what=what)
-    return [TrueRun.of(record) for record in content["runs"]], content["recipe"]
+    found = [TrueRun.of(record, where=str(file), what=what) for record in content["runs"]]
+    return found, content["recipe"]
 
 
 def read_all_runs(files: Sequence[str], *, recipe: str | None = None) -> list[TrueRun]:
@@ -73,9 +95,10 @@ def scores_of(
     """One metric of every run and target."""
     for run in runs:
         for target in targets:
-            if metric not in run.scores.get(target, {}).get(split, {}):
+            known = run.scores.get(target, {}).get(split, {})
+            if metric not in known:
                 raise GradexError(
-                    f"a true fine-tune has no {metric} of '{target}' on {split} rows; measure it "
-                    "with calibrate or verify"
+                    f"a true fine-tune has no {metric} of '{target}' on {split} rows, but "
+                    f"{', '.join(known) or 'nothing'}; measure it with calibrate or verify"
                 )
     return np.array([[run.scores[t][split][metric] for t in targets] for run in runs])

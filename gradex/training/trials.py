@@ -21,7 +21,7 @@ from gradex.data.recorded import load_data, require_same_data
 from gradex.data.sources import Sources
 from gradex.data.subsets import Subset
 from gradex.data.tokens import Encoder, Example
-from gradex.data.true_runs import Scores, TrueRun
+from gradex.data.true_runs import Scores, TrueRun, require_sound
 from gradex.errors import GradexError, unknown
 from gradex.gradients.meta_training import meta_training_of
 from gradex.gradients.store import GradientStore
@@ -32,7 +32,7 @@ from gradex.training.fit import fit
 from gradex.training.prepare import load_base_and_encoder, split_scores, training_examples
 from gradex.training.recipe import Recipe, make_recipe
 
-RESULT = {"recipe": str, "subset": list, "seed": int, "scores": dict}
+RESULT = "the result of a true fine-tune"
 # What does not change a result: where it is trained, and what its base may do when it is loaded.
 WITHOUT_EFFECT = ("devices", "num_nodes", "strategy", "trust_remote_code", "allow_pickle")
 ADAPTER_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
@@ -122,11 +122,11 @@ class Trials:
         if not file.exists():
             return None
         try:
-            record = read_json(file, "the result of a true fine-tune", RESULT)
+            record = read_json(file, RESULT, {"recipe": str})
+            run = TrueRun.of(record, where=str(file), what=RESULT)
         except GradexError as error:
             log.warning("%s; this fine-tune is done again", error)
             return None
-        run = TrueRun.of(record)
         if (record["recipe"], run.subset, run.seed) != (self.recipe_hash, subset, seed):
             log.warning("%s: of another fine-tune than its folder; this one is done again", file)
             return None
@@ -146,7 +146,9 @@ class Trials:
             start=self.start,
         )
         model = on_best_device(replace(base, model=model)).model
-        return split_scores(model, self.sources, encoder, self.targets)
+        scores = split_scores(model, self.sources, encoder, self.targets)
+        require_sound(scores, where=str(place), what=RESULT)
+        return scores
 
 
 def make_trials(

@@ -43,3 +43,30 @@ def test_other_files_are_refused(tmp_path, content):
     file.write_text(json.dumps(content))
     with pytest.raises(GradexError, match=r"runs\.json: .* as calibrate and verify write them"):
         read_runs(file)
+
+
+def scored(loss: object) -> dict:
+    return {"t": {"select": {"loss": loss}}}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"subset": []},
+        {"subset": [["a"]]},
+        {"subset": [1]},
+        {"scores": {"t": []}},
+        {"scores": {"t": {"select": [1.0]}}},
+        *({"scores": scored(loss)} for loss in ("1", None, True, [1.0], -1.0, float("nan"))),
+        {"scores": scored(float("inf"))},
+    ],
+)
+def test_damaged_runs_are_refused(tmp_path, damage):
+    """Each would be an error far from here, or numbers that mean nothing."""
+    file = tmp_path / "runs.json"
+    record = {"subset": ["a"], "seed": 0, "scores": scored(1.0)}
+    file.write_text(json.dumps({"recipe": "r", "runs": [record]}))
+    assert read_runs(file)[0] == [TrueRun(frozenset("a"), 0, scored(1.0))]
+    file.write_text(json.dumps({"recipe": "r", "runs": [record | damage]}))
+    with pytest.raises(GradexError, match=r"runs\.json.*(expected results of|at least 0)"):
+        read_runs(file)

@@ -109,10 +109,30 @@ def test_a_result_of_another_fine_tune_is_not_taken(trials, trained, tmp_path, d
     [right] = trials.run([ONE], tmp_path, order=ORDER)
     [file] = tmp_path.glob("*/result.json")
     wrong = damage(json.loads(file.read_text()))
-    wrong["scores"]["copy"]["test"]["loss"] = -1.0
+    wrong["scores"]["copy"]["test"]["loss"] = 99.0
     file.write_text(json.dumps(wrong))
     assert trials.run([ONE], tmp_path, order=ORDER) == [right]
     assert len(trained) == 2
+
+
+@pytest.mark.parametrize("scores", [[], {"copy": []}, {"copy": {"test": {"loss": "1"}}}])
+def test_a_damaged_result_is_made_again(trials, trained, tmp_path, scores):
+    [right] = trials.run([ONE], tmp_path, order=ORDER)
+    [file] = tmp_path.glob("*/result.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"scores": scores}))
+    assert trials.run([ONE], tmp_path, order=ORDER) == [right]
+    assert len(trained) == 2
+
+
+def test_a_fine_tune_without_a_loss_is_no_result(trials, monkeypatch, tmp_path):
+    """Weights can be finite, and too large for any loss to be."""
+    from gradex.training import trials as module
+
+    spoiled = {"copy": {"select": {"loss": float("nan")}}}
+    monkeypatch.setattr(module, "split_scores", lambda *_: spoiled)
+    with pytest.raises(GradexError, match=r"copy: found a loss of nan .* lower --learning_rate"):
+        trials.run([ONE], tmp_path, order=ORDER)
+    assert not list(tmp_path.glob("*/result.json"))
 
 
 def test_training_goes_on_from_the_start_adapter(trials, adapter, tmp_path):
