@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from gradex.data.subsets import Subset
 from gradex.data.true_runs import TrueRun, scores_of
-from gradex.errors import GradexError
+from gradex.errors import GradexError, unknown
 from gradex.estimators.anchored import (
     VARIANCES,
     Anchored,
@@ -40,10 +40,11 @@ class Calibrated:
     `anchors` are true fine-tunes."""
 
     def __init__(self, candidates: Candidates, anchors: Sequence[TrueRun], *, metric: str = "loss"):
-        if len(anchors) < FEWEST_ANCHORS:
+        distinct = {run.subset for run in anchors}
+        if len(distinct) < FEWEST_ANCHORS:
             raise GradexError(
-                f"found {len(anchors)} anchors, a calibration needs at least {FEWEST_ANCHORS} true "
-                "fine-tunes; run calibrate with more --anchors"
+                f"found {len(distinct)} anchors, a calibration needs at least {FEWEST_ANCHORS} "
+                "true fine-tunes; run calibrate with more --anchors"
             )
         self.candidates, self.anchors, self.metric = candidates, anchors, metric
 
@@ -58,6 +59,8 @@ class Calibrated:
         sources, targets = named_or_all(store, sources, targets)
         outcomes = scores_of(self.anchors, targets, split="select", metric=self.metric)
         subsets = [run.subset for run in self.anchors]
+        for name in sorted(frozenset().union(*subsets) - set(sources)):
+            raise unknown("source", name, sources, "an anchor")
         fits = {
             name: _fit(
                 make().fit(store, sources=sources, targets=targets),
@@ -88,8 +91,8 @@ class Calibrated:
         errors = [one.left_out()[0] for one in self.anchored_]
         apart = [one.outcomes - one.outcomes.mean() for one in self.anchored_]
         shares = [
-            float(1 - (error**2).sum() / (side**2).sum()) if side.any() else None
-            for error, side in zip(errors, apart, strict=True)
+            float(1 - (error**2).sum() / (side**2).sum()) if np.ptp(one.outcomes) else None
+            for one, error, side in zip(self.anchored_, errors, apart, strict=True)
         ]
         return {
             "metric": self.metric,

@@ -1,5 +1,7 @@
 """Calibrated estimates: outcomes told again, strengths chosen by evidence, metrics, errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from planted import store_of
@@ -156,6 +158,28 @@ def test_outcomes_come_back_from_the_unbounded_scale(metric, values):
     np.testing.assert_allclose(scale.back(scale.of(np.array(values))), values, rtol=1e-9)
     order = np.argsort(scale.of(np.array(values)))
     assert list(order) == ([0, 1, 2] if metric == "loss" else [2, 1, 0])
+
+
+def test_nothing_is_told_of_anchors_that_came_to_the_same(store, subsets):
+    """Their mean need not be exactly what they all are."""
+    same = {t: {"select": {"loss": 0.1}} for t in "st"}
+    runs = [TrueRun(subset, 0, same) for subset in subsets[:11]]
+    fitted = make_calibrated(EstimatorArguments(lam=0.01), runs).fit(store)
+    assert fitted.summary()["left_out_r2"] == {"s": None, "t": None}
+    np.testing.assert_allclose(fitted.predict(subsets[:11]).value, 0.1, rtol=0.2)
+
+
+def test_seeds_of_one_subset_are_no_anchors_of_their_own(store, subsets):
+    runs = [replace(run, seed=seed) for run in runs_of(store, subsets[:3]) for seed in (0, 1)]
+    with pytest.raises(GradexError, match="found 3 anchors, a calibration needs at least 4"):
+        make_calibrated(EstimatorArguments(), runs)
+
+
+def test_an_anchor_of_another_source_is_refused(store, subsets):
+    elsewhere = replace(runs_of(store, subsets[:1])[0], subset=frozenset({"../x"}))
+    runs = [elsewhere, *runs_of(store, subsets[1:8])]
+    with pytest.raises(GradexError, match=r"an anchor: unknown source '\.\./x'; known are: a, b"):
+        make_calibrated(EstimatorArguments(), runs).fit(store)
 
 
 def test_too_few_anchors_and_a_metric_without_any_are_refused(store, subsets):
