@@ -59,6 +59,7 @@ def measure(sketch: Sketch, seed: int, truth: dict) -> tuple[float, float, float
             dtype=sketch.dtype,
             precondition=sketch.precondition,
             seed=seed,
+            points=1,
             output_dir=str(Path(folder) / "store"),
         )
         began = time.process_time()

@@ -10,8 +10,12 @@ from planted import store_of
 
 from gradex.data.true_runs import TrueRun, write_runs
 from gradex.errors import GradexError
-from gradex.estimators.calibration import RECORD, Calibration, find_calibration
-from gradex.training.anchors import write_calibration
+from gradex.estimators.calibration import (
+    RECORD,
+    Calibration,
+    find_calibration,
+    write_calibration,
+)
 
 ANCHORS = [TrueRun(frozenset(pair), 0, {"t": {"select": {"loss": 1.0}}}) for pair in ("ab", "bc")]
 
@@ -32,8 +36,7 @@ def calibrated(store, name: str, *, created: str, recipe: str = "r", stage: str 
     folder = Path("runs") / stage / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"stage": stage, "created": created}))
-    write_runs(folder / "runs.json", ANCHORS, recipe=recipe)
-    write_calibration(Calibration(folder, "base", recipe, ANCHORS), store)
+    write_calibration(Calibration(folder, "base", recipe, ANCHORS), store, {})
     return folder
 
 
