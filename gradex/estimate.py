@@ -91,7 +91,7 @@ def estimate(config: Config) -> Path:
         if config.per_row:
             found = row_outcomes(inner, store, subsets, targets)
             write_row_outcomes(run.part / "per_row.csv", found, subsets, store.sources)
-    _warn_outside(store, inner, subsets)
+    _warn_outside(store, inner, subsets, rest_on="anchors" if estimates.calibrated else "ranks")
     _show(estimates, subsets, store, metric=config.metric)
     return run.path / "estimates.csv"
 
@@ -138,7 +138,9 @@ def _ranks(
     return rank_intervals(inner, store, subsets, estimates.targets)
 
 
-def _warn_outside(store: GradientStore, inner: Estimator, subsets: Sequence[Subset]) -> None:
+def _warn_outside(
+    store: GradientStore, inner: Estimator, subsets: Sequence[Subset], *, rest_on: str
+) -> None:
     """Say how many subsets lead farther than first-order changes were found to hold."""
     trust = find_trust(store)
     if trust is None or not isinstance(inner, Displacing):
@@ -148,8 +150,8 @@ def _warn_outside(store: GradientStore, inner: Estimator, subsets: Sequence[Subs
     if len(far):
         log.warning(
             "%d of %d subsets lie farther from the meta adapter (%.2g to %.2g of its norm) than "
-            "first-order changes hold (%.2g): values there are ranks; see %s",
-            len(far), len(subsets), far.min(), far.max(), trust.radius, trust.folder,
+            "first-order changes hold (%.2g): values there rest on %s alone; see %s",
+            len(far), len(subsets), far.min(), far.max(), trust.radius, rest_on, trust.folder,
         )  # fmt: skip
 
 
