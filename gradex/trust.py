@@ -59,14 +59,14 @@ class Config(TrustArguments, EstimatorArguments):
         EstimatorArguments.__post_init__(self)
         require_positive(self, "num_subsets", "limit")
         require_not_negative(self, "subset_seed")
-        if not self.distances or min(self.distances) <= 0:
+        if not self.distances or not all(0 < share < math.inf for share in self.distances):
             raise GradexError(f"--distances: found {self.distances}, expected numbers above 0")
 
 
 def trust(config: Config) -> Path:
     """Returns the run folder: trust.json, trust.csv, trust.png, config.yaml."""
     store = open_store(config.store)
-    config = replace(config, store=str(store.path), distances=sorted(config.distances))
+    config = replace(config, store=str(store.path), distances=sorted(set(config.distances)))
     targets = [store.require_target(name) for name in config.target or store.targets]
     subsets = sample_subsets(
         store.sources, config.num_subsets, sizes=MIXED_SIZES, seed=config.subset_seed

@@ -114,6 +114,7 @@ def test_rows_that_changed_are_refused(trained, toy_tasks):
         trust(Config())
 
 
-def test_distances_must_be_above_zero():
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
+def test_distances_must_be_above_zero(wrong):
     with pytest.raises(GradexError, match="expected numbers above 0"):
-        Config(distances=[0.0, 0.1])
+        Config(distances=[0.1, wrong])
