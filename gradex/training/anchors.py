@@ -31,12 +31,14 @@ def pick_anchors(
             "fine-tunes"
         )
     pool = sample_subsets(
-        store.sources, POOL, sizes=[picking.anchor_size], seed=picking.anchor_seed, exclude=exclude
-    )
+        store.sources, max(POOL, count), sizes=[picking.anchor_size], seed=picking.anchor_seed,
+        exclude=exclude,
+    )  # fmt: skip
     if len(pool) < count:
         raise GradexError(
-            f"--anchors: found {count}, but {store.path} has only {len(pool)} subsets of "
-            f"--anchor_size {picking.anchor_size:g}; ask for fewer, or for another size"
+            f"--anchors: found {count}, but with --anchor_size {picking.anchor_size:g} "
+            f"{store.path} has only {len(pool)} subsets of its {len(store.sources)} sources; a "
+            f"calibration needs at least {FEWEST_ANCHORS}: ask for fewer, or for another size"
         )
     fitted = make_estimator(estimating).fit(store, targets=targets)
     return choose_anchors(fitted, store.sources, pool, count)
