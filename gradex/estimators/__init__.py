@@ -4,6 +4,7 @@ from gradex.estimators.from_flags import (
     STRENGTHS,
     estimator_of,
     make_calibrated,
+    require_to_calibrate,
     with_calibration,
 )
 from gradex.estimators.registry import BASELINES, ESTIMATORS, make_estimator
@@ -15,5 +16,6 @@ __all__ = [
     "estimator_of",
     "make_calibrated",
     "make_estimator",
+    "require_to_calibrate",
     "with_calibration",
 ]

@@ -53,6 +53,7 @@ def make_calibrated(
     arguments: EstimatorArguments, anchors: Sequence[TrueRun], *, metric: str = "loss"
 ) -> Calibrated:
     """The estimator with the strength that its anchors speak for, where none is said."""
+    require_to_calibrate(arguments)
     flag, values = STRENGTHS.get(arguments.estimator, ("lam", (None,)))
     said = getattr(arguments, flag)
     candidates = {
@@ -60,3 +61,12 @@ def make_calibrated(
         for value in (values if said is None else (said,))
     }
     return Calibrated(candidates, anchors, metric=metric)
+
+
+def require_to_calibrate(arguments: EstimatorArguments) -> None:
+    """Refuse what is fitted to true losses itself: it tells its own runs all too well."""
+    if arguments.estimator == "surrogate":
+        raise GradexError(
+            "--estimator surrogate: is fitted to true fine-tunes and needs no calibration; say "
+            "--calibration none, and name the fine-tunes with --runs"
+        )

@@ -10,6 +10,7 @@ from gradex.data.subsets import Subset, membership, sample_subsets
 from gradex.estimators.protocol import Estimator
 
 SUBSETS = 256
+ROUNDING = 1e-12  # of an estimate
 
 
 def reference_subsets(sources: Sequence[str]) -> list[Subset]:
@@ -34,9 +35,10 @@ class Scale:
 
 
 def scale_of(value: Float[np.ndarray, "subset target"]) -> Scale:
-    """Estimates that are all the same, as those of one source can be, keep their distance."""
-    spread = value.std(0)
-    return Scale(value.mean(0), np.where(spread > 0, spread, 1.0))
+    """Estimates that are all the same, as those of one source can be, keep their distance: what
+    rounding makes of them is no spread."""
+    middle, spread = value.mean(0), value.std(0)
+    return Scale(middle, np.where(spread > ROUNDING * np.abs(middle), spread, 1.0))
 
 
 def effects(fitted: Estimator, sources: Sequence[str]) -> Float[np.ndarray, "source target"]:

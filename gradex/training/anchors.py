@@ -6,7 +6,7 @@ from pathlib import Path
 from gradex.arguments import AnchorArguments, EstimatorArguments
 from gradex.data.subsets import Subset, sample_subsets
 from gradex.errors import GradexError
-from gradex.estimators import make_calibrated, make_estimator
+from gradex.estimators import make_calibrated, make_estimator, require_to_calibrate
 from gradex.estimators.calibrated import FEWEST_ANCHORS, Calibrated, choose_anchors
 from gradex.estimators.calibration import Calibration, write_calibration
 from gradex.gradients.store import GradientStore
@@ -25,6 +25,7 @@ def pick_anchors(
     exclude: Iterable[Subset] = (),
 ) -> list[Subset]:
     """The subsets of a random pool whose outcomes would tell most, one after the other."""
+    require_to_calibrate(estimating)
     if count < FEWEST_ANCHORS:
         raise GradexError(
             f"--anchors: found {count}, a calibration needs at least {FEWEST_ANCHORS} true "

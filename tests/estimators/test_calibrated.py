@@ -140,6 +140,18 @@ def test_anchors_are_chosen_from_the_pool(store, subsets):
     assert len(set(chosen)) == 6 and set(chosen) <= set(subsets)
 
 
+def test_rounding_is_no_difference_between_estimates(tmp_path):
+    """Of sources with the same rows every subset is estimated alike, but for the last digits."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(3, 6))
+    targets = {"t": rng.normal(size=(9, 6))}
+    fitted = Linear().fit(store_of(tmp_path / "same", dict.fromkeys(NAMES, rows), targets))
+    value = fitted.predict(reference_subsets(NAMES)).value
+    assert 0 < value.std() < 1e-12
+    np.testing.assert_allclose(scale_of(value).standard(value), 0, atol=1e-12)
+    np.testing.assert_allclose(effects(fitted, NAMES), 0, atol=1e-12)
+
+
 def test_a_source_that_moves_the_estimate_has_the_larger_effect(store):
     fitted = Linear().fit(store)
     found = effects(fitted, store.sources)

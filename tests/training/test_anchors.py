@@ -6,6 +6,7 @@ from planted import store_of
 
 from gradex.arguments import AnchorArguments, EstimatorArguments
 from gradex.errors import GradexError
+from gradex.estimators import make_calibrated
 from gradex.training import anchors
 from gradex.training.anchors import pick_anchors
 
@@ -32,3 +33,11 @@ def test_more_than_there_are_is_said(store):
         picked(store, 7)
     with pytest.raises(GradexError, match="only 0 subsets of its 4 sources"):
         picked(store, 4, exclude=picked(store, 6))
+
+
+def test_a_surrogate_is_not_calibrated(store):
+    surrogate = EstimatorArguments(estimator="surrogate")
+    with pytest.raises(GradexError, match="surrogate: is fitted to true fine-tunes"):
+        pick_anchors(surrogate, AnchorArguments(), store, ["t"], count=4)
+    with pytest.raises(GradexError, match="surrogate: is fitted to true fine-tunes"):
+        make_calibrated(surrogate, [])
