@@ -154,7 +154,7 @@ def test_a_metric_needs_a_task_that_has_it(here):
 def test_too_few_and_too_many_anchors_are_refused(here):
     with pytest.raises(GradexError, match="needs at least 4"):
         calibrate(Config(anchors=3))
-    with pytest.raises(GradexError, match=r"only 6 subsets of --anchor_size 0\.5"):
+    with pytest.raises(GradexError, match="only 6 subsets of its 4 sources"):
         calibrate(Config(anchors=7))
 
 
