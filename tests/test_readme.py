@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(not README.exists(), reason="not a checkout")
 # What keeps a command short; the last of two equal flags wins.
 SHORT = {
     "meta_train": "--max_steps 3",
+    "calibrate": "--anchors 4",
     "estimate": "--num_subsets 20",
     "finetune": "--max_steps 3",
     "verify": "--max_steps 3 --num_subsets 3 --target sort",
@@ -46,7 +47,8 @@ def run(words: list[str]) -> str:
 def test_the_path_as_commands():
     write_world(Path())
     stages = [words[0] for words in commands(blocks("bash")[0])]
-    assert stages[:3] == ["meta_train", "project", "estimate"] and stages[-1] == "report"
+    assert stages[:4] == ["meta_train", "project", "calibrate", "estimate"]
+    assert stages[-1] == "report"
     printed = [run(words) for words in commands(blocks("bash")[0])]
     assert all(Path(path).exists() for path in printed)
     assert printed[-1].endswith("report.html")
