@@ -7,8 +7,8 @@ said once. Seed and devices are each stage's own.
 `--target` names places of target rows where sources are read, and targets of the store after it.
 """
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, TypeVar
 
 from gradex.config import (
     option,
@@ -174,6 +174,16 @@ class AnchorArguments:
         require_not_negative(self, "anchor_seed")
 
 
+# Flags that some estimators alone have: with another one they would be read and mean nothing.
+ESTIMATORS_WITH = {
+    "lam": ("linear", "logistic", "logistic_loss", "shift"),
+    "t": ("flow",),
+    "compress": ("linear", "flow"),
+    "as_published": ("logistic",),
+}
+ArgumentsT = TypeVar("ArgumentsT", bound="EstimatorArguments")
+
+
 @dataclass(frozen=True)
 class EstimatorArguments:
     """Which store, and how to estimate from it."""
@@ -206,11 +216,17 @@ class EstimatorArguments:
 
     def __post_init__(self):
         require_positive(self, "lam", "t", "compress")
-        if self.as_published and self.estimator != "logistic":
-            raise GradexError(
-                f"--as_published: found with --estimator {self.estimator}, and it is a variant of "
-                "logistic; add --estimator logistic, or leave it out"
-            )
+        for flag, owners in ESTIMATORS_WITH.items():
+            if getattr(self, flag) and self.estimator not in owners:
+                raise GradexError(
+                    f"--{flag}: found with --estimator {self.estimator}, which has no such flag; "
+                    f"leave it out, or say --estimator {' or '.join(owners)}"
+                )
+
+    def for_estimator(self: ArgumentsT, name: str) -> ArgumentsT:
+        """The same store and runs for another estimator, at its own defaults."""
+        mine = {flag: getattr(EstimatorArguments, flag) for flag in ESTIMATORS_WITH}
+        return replace(self, estimator=name, **mine)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,13 @@ def verify(config: Config) -> Path:
 def _held_out(config: Config, names: Sequence[str], *, exclude: Sequence[Subset]) -> list[Subset]:
     """Subsets to fine-tune on, none of those that are excluded."""
     if config.subsets:
-        drawn = [s for s in read_subsets(Path(config.subsets), names) if s not in set(exclude)]
+        asked = list(dict.fromkeys(read_subsets(Path(config.subsets), names)))
+        drawn = [subset for subset in asked if subset not in set(exclude)]
+        if drawn and len(drawn) < len(asked):
+            log.info(
+                "%s: left out: %d of %d subsets, which the estimates are calibrated on",
+                config.subsets, len(asked) - len(drawn), len(asked),
+            )  # fmt: skip
     else:
         sizes = [config.subset_size] if config.subset_size else MIXED_SIZES
         drawn = sample_subsets(
@@ -143,7 +149,7 @@ def _predictions(
     for name in BASELINES:
         if name != config.estimator:
             try:
-                found.append(_prediction(replace(config, estimator=name), store, subsets))
+                found.append(_prediction(config.for_estimator(name), store, subsets))
             except GradexError as error:
                 missing[name] = str(error)
     return found, missing

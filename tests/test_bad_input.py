@@ -364,6 +364,14 @@ def test_bad_flags(refused, model, made, stage, name, value, expected):
     assert f"--{name}" in told or name in ("meta_dir", "target")
 
 
+@pytest.mark.parametrize(
+    ("estimator", "flag"), [("linear", "t"), ("flow", "lam"), ("influence", "compress")]
+)
+def test_a_flag_that_the_estimator_does_not_have(refused, made, estimator, flag):
+    words = ["--store", made.store, "--estimator", estimator, f"--{flag}", "3"]
+    refused("estimate", *words, says=[f"--{flag}", estimator, "no such flag"])
+
+
 def test_flags_without_a_value_or_by_half_their_name(refused):
     refused("meta_train", "--tasks", says=["--tasks", "at least one argument"])
     refused("meta_train", "--learning", "1", says=["'--learning'", "--learning_rate"])

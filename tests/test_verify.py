@@ -29,6 +29,14 @@ def test_nothing_but_anchors_is_no_evidence():
         _held_out(Config(subset_size=0.5), NAMES, exclude=PAIRS)
 
 
+def test_a_subset_that_stands_twice_is_one(caplog):
+    """It would count twice; and what is left out of a file is said."""
+    file = write_subsets(Path("mine.txt"), [*PAIRS[:3], *PAIRS[:2]], NAMES)
+    with caplog.at_level("INFO"):
+        assert _held_out(Config(subsets=str(file)), NAMES, exclude=PAIRS[:1]) == PAIRS[1:3]
+    assert "left out: 1 of 3 subsets, which the estimates are calibrated on" in caplog.text
+
+
 class Toy:
     """Says a constant of every subset, a different one of each split."""
 
@@ -55,3 +63,12 @@ def test_every_baseline_stands_beside_the_estimator(monkeypatch, make_store, gra
     assert [(p.test.value[0, 0], p.select.value[0, 0]) for p in found] == [(1, 2), (10, 11)]
     assert [p.in_losses for p in found] == [True, False]
     assert missing == {"ngram": "this store has no text"}
+
+
+def test_flags_of_the_estimator_are_none_of_the_baselines(monkeypatch, make_store, gradients):
+    """--as_published is logistic's alone; a baseline beside it is not missing for that."""
+    monkeypatch.setattr(module, "estimator_of", lambda config, found: Toy(1.0))
+    store = make_store(Path("store"), {"a": gradients(3)})
+    config = Config(estimator="logistic", as_published=True)
+    found, missing = _predictions(config, store, PAIRS, None)
+    assert not missing and [p.method for p in found] == ["logistic", *module.BASELINES]
