@@ -34,6 +34,9 @@ from gradex.models.losses import Objective
 from gradex.records import read_json
 from gradex.runs import newest
 
+# What a point has of its own; all else of its space is that of its store.
+OWN_AT_A_POINT = ("adapter", "precondition", "seed", "projection")
+
 
 @dataclass(frozen=True)
 class Block:
@@ -49,7 +52,9 @@ class GradientStore(DescribedStore):
     def points(self) -> list["GradientStore"]:
         """The stores at earlier points of the meta-training, in order; each must be complete."""
         points = [GradientStore.open(folder) for folder in points_in(self.path).values()]
+        own = {key: self.space[key] for key in OWN_AT_A_POINT if key in self.space}
         for point in points:
+            self.require_same_space(point.space | own, other=str(point.path))
             if point.plan != self.plan:
                 raise GradexError(
                     f"{point.path}: does not hold the rows of {self.path} yet; run project again "

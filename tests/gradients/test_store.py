@@ -15,6 +15,7 @@ from gradex.gradients.shards import (
     write_shard,
 )
 from gradex.gradients.store import GradientStore
+from gradex.records import read_sealed, write_sealed
 
 
 def test_round_trip_over_shards(tmp_path, make_store, gradients):
@@ -72,6 +73,21 @@ def test_points_are_stores_of_the_same_rows_in_the_order_of_steps(tmp_path, make
     with pytest.raises(
         GradexError, match=r"points/11: does not hold the rows of .*/s yet; run pro"
     ):
+        store.points()
+
+
+def test_a_point_of_another_model_is_refused(tmp_path, make_store, gradients):
+    """It may well hold the same rows; an adapter and a projection of its own are usual."""
+    store = make_store(tmp_path / "s", {"a": gradients(3)})
+    file = make_store(tmp_path / "s/points/1", {"a": gradients(3)}).path / "manifest.json"
+    store.space |= {"adapter": "a", "seed": 0}
+    manifest = read_sealed(file, "a manifest")
+    manifest["space"] |= {"adapter": "b", "precondition": "adam 1", "seed": 9}
+    write_sealed(file, manifest)
+    assert len(store.points()) == 1
+    manifest["space"]["model"] = "other"
+    write_sealed(file, manifest)
+    with pytest.raises(GradexError, match=r"made with model=m, .*points/1 has model=other"):
         store.points()
 
 
