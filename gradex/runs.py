@@ -148,6 +148,10 @@ def _open(stage: str, path: Path, part: Path, settings: dict[str, Any]) -> Run:
     return Run(stage, path, part, settings, lock, resumed)
 
 
+class HeldElsewhere(GradexError):
+    """A folder that another process holds."""
+
+
 def lock_folder(folder: Path) -> int:
     """Hold a folder for this process until the returned handle is closed or the process ends."""
     handle = os.open(folder, os.O_RDONLY)
@@ -158,7 +162,7 @@ def lock_folder(folder: Path) -> int:
         except BlockingIOError:
             time.sleep(TRY_SECONDS)
     os.close(handle)
-    raise GradexError(f"{folder}: another process is writing here; wait for it")
+    raise HeldElsewhere(f"{folder}: another process is writing here; wait for it")
 
 
 @contextmanager

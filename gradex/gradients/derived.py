@@ -14,6 +14,7 @@ from gradex.errors import GradexError
 from gradex.gradients.store import GradientStore
 from gradex.progress import say_once
 from gradex.records import replacing
+from gradex.runs import HeldElsewhere, locked
 
 Arrays = dict[str, np.ndarray]
 
@@ -53,7 +54,9 @@ def _read(file: Path) -> Arrays | None:
 def _write(file: Path, arrays: Arrays) -> None:
     try:
         file.parent.mkdir(exist_ok=True)
-        with replacing(file) as stream:
+        with locked(file.parent), replacing(file) as stream:
             np.savez(stream, **arrays)
+    except HeldElsewhere:
+        return  # another process writes its own, most likely the same
     except (OSError, GradexError) as error:
         say_once(f"statistics are not kept: {error}", level=logging.WARNING)

@@ -6,6 +6,7 @@ import pytest
 from gradex.errors import GradexError
 from gradex.gradients.shards import Faults, write_shard
 from gradex.gradients.statistics import source_sums
+from gradex.runs import locked
 
 
 def unit_rows(g):
@@ -24,6 +25,18 @@ def test_equal_to_the_plain_sums_on_either_side_of_dim(tmp_path, rows, make_stor
 
 def kept(store):
     return sorted((store.path / "stats").glob("*.npz"))
+
+
+def test_two_that_sum_at_once_do_not_write_into_one_file(tmp_path, caplog, make_store, gradients):
+    """Neither sees half of the other's; who comes second has its sums all the same."""
+    g = gradients(6)
+    store = make_store(tmp_path / "s", {"a": g})
+    (store.path / "stats").mkdir()
+    with locked(store.path / "stats"):
+        np.testing.assert_allclose(source_sums(store, "a").total, g.sum(0), rtol=1e-6)
+    assert not kept(store) and not caplog.text
+    source_sums(store, "a")
+    assert len(kept(store)) == 1
 
 
 def test_a_second_reader_reads_no_shard(tmp_path, make_store, gradients):
