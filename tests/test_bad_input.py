@@ -212,7 +212,13 @@ def test_a_name_that_would_leave_the_store(refused_training, name):
     refused_training("--tasks", "many.yaml", says=["many.jsonl:21", "would leave the store"])
 
 
-NO_NAMES = {"": "printable", "a\nb": "printable", "x" * 300: "too long", "é" * 40: "too long"}
+NO_NAMES = {
+    "": "printable",
+    "a\nb": "printable",
+    "x" * 300: "too long",
+    "é" * 40: "too long",
+    **dict.fromkeys(["=1+cmd|x!A0", "+1", "-e", "@sum"], "first character"),
+}
 
 
 @pytest.mark.parametrize(("name", "says"), NO_NAMES.items())

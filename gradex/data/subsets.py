@@ -18,6 +18,7 @@ Subset = frozenset[str]
 MIXED_SIZES = (0.5, 0.25, 0.75)  # shares of the sources, of random subsets that are tried for real
 SAMPLED_TASKS = Path("sampled_tasks")
 MAX_ENCODED_NAME = 200  # a folder's name may have 255 bytes on the usual file systems
+FORMULA = ("=", "+", "-", "@")  # how spreadsheets know one
 
 
 def encode_name(name: str) -> str:
@@ -30,7 +31,8 @@ def decode_name(word: str) -> str:
 
 
 def check_name(name: str, where: str) -> str:
-    """Refuse names that are empty, unprintable, or that would leave a folder named after them."""
+    """Refuse names that are empty or unprintable, that would leave a folder named after them, or
+    that a program which reads the tables might run."""
     parts = name.replace("\\", "/").split("/")
     if not name.strip() or not name.isprintable():
         raise GradexError(f"{where}: found the source name {name!r}, expected printable text")
@@ -38,6 +40,11 @@ def check_name(name: str, where: str) -> str:
         raise GradexError(
             f"{where}: the source name '{name}' would leave the store; use a name that is not an "
             "absolute path and has no `.` or `..` part"
+        )
+    if name.startswith(FORMULA):
+        raise GradexError(
+            f"{where}: the source name '{name[:40]}' would be a formula in a spreadsheet's table, "
+            "or a flag on the command line; use a name with another first character"
         )
     if len(encode_name(name)) > MAX_ENCODED_NAME:
         raise GradexError(f"{where}: the source name '{name[:40]}...' is too long for a folder")
