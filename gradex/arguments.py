@@ -223,6 +223,11 @@ class EstimatorArguments:
                     f"leave it out, or say --estimator {' or '.join(owners)}"
                 )
 
+    def require_no_calibration(self, why: str) -> None:
+        """For stages that look at the estimator itself."""
+        if self.calibration not in ("auto", "none"):
+            raise GradexError(f"--calibration: found {self.calibration}; {why}; leave it out")
+
     def for_estimator(self: ArgumentsT, name: str) -> ArgumentsT:
         """The same store and runs for another estimator, at its own defaults."""
         mine = {flag: getattr(EstimatorArguments, flag) for flag in ESTIMATORS_WITH}

@@ -41,6 +41,7 @@ class Config(TrialArguments, TrustArguments, AnchorArguments, EstimatorArguments
         EstimatorArguments.__post_init__(self)
         AnchorArguments.__post_init__(self)
         TrialArguments.__post_init__(self)
+        self.require_no_calibration("calibrate makes a new one")
 
 
 def calibrate(config: Config) -> Path:

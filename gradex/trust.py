@@ -57,6 +57,7 @@ class Config(TrustArguments, EstimatorArguments):
 
     def __post_init__(self):
         EstimatorArguments.__post_init__(self)
+        self.require_no_calibration("trust looks at first-order changes, before any calibration")
         require_positive(self, "num_subsets", "limit")
         require_not_negative(self, "subset_seed")
         if not self.distances or not all(0 < share < math.inf for share in self.distances):

@@ -23,6 +23,7 @@ from gradex.project import Config as ProjectConfig
 from gradex.project import project
 from gradex.records import read_json
 from gradex.training.trials import Trials
+from gradex.trust import Config as TrustConfig
 from gradex.verify import Config as VerifyConfig
 from gradex.verify import verify
 
@@ -186,3 +187,9 @@ def test_the_start_is_part_of_the_recipe(here):
         folder = verify(VerifyConfig(num_subsets=2, subset_size=0.5, start=start))
         assert json.loads((folder / "verify.json").read_text())["calibrated"]
         assert read_runs(folder / "runs.json")[1] == read_runs(theirs / "runs.json")[1]
+
+
+@pytest.mark.parametrize("make", [Config, TrustConfig])
+def test_a_calibration_that_would_not_be_read_is_refused(make):
+    with pytest.raises(GradexError, match="--calibration: found runs/calibrate/x"):
+        make(calibration="runs/calibrate/x")
