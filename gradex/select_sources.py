@@ -18,8 +18,8 @@ from gradex.config import main, option, require_not_negative, require_positive
 from gradex.data.subsets import Subset, find_subsets
 from gradex.estimators import estimator_of, with_calibration
 from gradex.gradients.store import GradientStore, open_store
-from gradex.selection.choice import Selection
-from gradex.selection.selectors import Choice, Score, forward_select, random_ensemble, select_all
+from gradex.selection.choice import Choice, make_selection
+from gradex.selection.selectors import Score, forward_select, random_ensemble, select_all
 
 SHOWN = 10  # chosen sources that are named on the screen; selection.json has all
 log = logging.getLogger(__name__)
@@ -58,7 +58,11 @@ def select_sources(config: Config) -> Path:
             return fitted.predict(subsets).value[:, 0]
 
         choice = _search(config, score, store)
-        _selection(choice, resolved, store).write(run.part / "selection.json")
+        selection = make_selection(
+            choice, store, method=config.method, targets={target: 1.0},
+            calibrated=calibration is not None,
+        )  # fmt: skip
+        selection.write(run.part / "selection.json")
     first, more = choice.selected[:SHOWN], len(choice.selected) - SHOWN
     log.info(
         "%d of %d sources chosen for %s: %s%s", len(choice.selected), len(store.sources), target,
@@ -82,25 +86,6 @@ def _subsets(config: Config, store: GradientStore) -> list[Subset]:
         config.subsets, store.sources, count=config.num_subsets, size=config.subset_size,
         seed=config.seed, store=store.path.name,
     )  # fmt: skip
-
-
-def _selection(choice: Choice, config: Config, store: GradientStore) -> Selection:
-    hashes, target = store.data_hashes(), str(config.target)
-    table = store.target(target, "select").table
-    return Selection(
-        selected=choice.selected,
-        method=config.method,
-        target=target,
-        value=choice.value,
-        base_value=float(table["loss"].mean()),
-        scores=choice.scores,
-        trace=choice.trace,
-        store=str(store.path),
-        fingerprint=store.fingerprint,
-        data={name: hashes[name] for name in [*choice.selected, target]},
-        n_sources=len(store.sources),
-        **store.origin,
-    )
 
 
 if __name__ == "__main__":

@@ -1,33 +1,60 @@
 """selection.json: the chosen sources with all that `finetune` needs to train on exactly them."""
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from gradex.arguments import recorded_settings
 from gradex.errors import GradexError
-from gradex.records import read_json, write_json
+from gradex.gradients.store import GradientStore
+from gradex.records import read_json, require_shape, write_json
 from gradex.runs import newest
 
-FORMAT = "gradex-selection/1"
+FORMAT = "gradex-selection/2"
 SHAPE = {
-    "format": str, "selected": list, "method": str, "target": str, "value": float,
-    "base_value": float, "scores": dict, "trace": list, "store": str, "fingerprint": str,
-    "base": dict, "tasks": dict, "recipe": dict, "data": dict, "n_sources": int,
+    "format": str, "selected": list, "method": str, "targets": dict, "value": float,
+    "base_value": float, "calibrated": bool, "scores": dict, "trace": list, "weights": dict,
+    "rows": dict, "store": str, "fingerprint": str, "base": dict, "tasks": dict, "recipe": dict,
+    "data": dict, "n_sources": int,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The chosen sources in the order they were chosen, their estimate, and how it came about.
+
+    Where `weights` says nothing, sources are mixed by their rows; otherwise each has its share of
+    the training, and they sum to 1. A source that `rows` names is trained on these rows (ids) only.
+    """
+
+    selected: list[str]
+    value: float
+    scores: dict[str, float] = field(default_factory=dict)
+    trace: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Selection:
-    """Written by select_sources, read by finetune, export and report."""
+    """Written by what chooses sources, read by finetune, export and report.
+
+    `targets` are what was chosen for, each with its weight; results are told for the first.
+    `value` is the estimate of the choice, a loss where `calibrated`; `base_value` the loss at the
+    meta adapter.
+    """
 
     selected: list[str]
     method: str
-    target: str
+    targets: dict[str, float]
     value: float
     base_value: float
+    calibrated: bool
     scores: dict[str, float]
     trace: list[dict[str, Any]]
+    weights: dict[str, float]
+    rows: dict[str, list[str]]
     store: str
     fingerprint: str
     base: dict[str, Any]
@@ -36,6 +63,10 @@ class Selection:
     data: dict[str, str]
     n_sources: int
     format: str = FORMAT
+
+    @property
+    def target(self) -> str:
+        return next(iter(self.targets))
 
     def write(self, path: Path) -> Path:
         write_json(path, asdict(self))
@@ -49,16 +80,51 @@ class Selection:
     def read(cls, path: Path) -> "Selection":
         """A selection, checked to name only sources whose rows it knows."""
         what = f"a selection as select_sources writes it ({FORMAT})"
-        content = read_json(path, what, SHAPE)
+        content = read_json(path, what, {"format": str})
         if content["format"] != FORMAT:
             raise GradexError(f"{path}: the format is {content['format']}, expected {what}")
+        require_shape(content, SHAPE, where=str(path), what=what)
         unknown = [name for name in content["selected"] if name not in content["data"]]
         if unknown or not content["selected"]:
             raise GradexError(
                 f"{path}: found {unknown or 'nothing'} in `selected`, expected sources that `data` "
                 "tells the rows of; select again"
             )
+        if not content["targets"]:
+            raise GradexError(f"{path}: found no target in `targets`; select again")
+        for key in ("weights", "rows"):
+            strange = sorted(set(content[key]).difference(content["selected"]))
+            if strange:
+                raise GradexError(
+                    f"{path}: found '{strange[0]}' in `{key}`, which is not selected; select again"
+                )
         return cls(**{f.name: content[f.name] for f in fields(cls)})
+
+
+def make_selection(
+    choice: Choice,
+    store: GradientStore,
+    *,
+    method: str,
+    targets: Mapping[str, float],
+    calibrated: bool = False,
+) -> Selection:
+    """A choice among the store's sources, with what the store knows of its rows and its making."""
+    hashes = store.data_hashes()
+    losses = {name: store.target(name, "select").table["loss"].mean() for name in targets}
+    total = sum(targets.values())
+    return Selection(
+        **vars(choice),
+        method=method,
+        targets=dict(targets),
+        base_value=float(sum(weight * losses[name] for name, weight in targets.items()) / total),
+        calibrated=calibrated,
+        store=str(store.path),
+        fingerprint=store.fingerprint,
+        data={name: hashes[name] for name in [*choice.selected, *targets]},
+        n_sources=len(store.sources),
+        **store.origin,
+    )
 
 
 def selection_file(place: str | None) -> Path:

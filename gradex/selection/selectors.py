@@ -5,7 +5,6 @@ better, and is called with as many subsets at once as possible.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,9 @@ from jaxtyping import Float
 
 from gradex.data.subsets import Subset, membership
 from gradex.errors import GradexError
+from gradex.selection.choice import Choice
 
 Score = Callable[[Sequence[Subset]], Float[np.ndarray, " subset"]]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The chosen sources in the order they were chosen, their estimate, and how it came about."""
-
-    selected: list[str]
-    value: float
-    scores: dict[str, float] = field(default_factory=dict)
-    trace: list[dict[str, Any]] = field(default_factory=list)
 
 
 def forward_select(
