@@ -1,6 +1,7 @@
 """The sources again: by the settings that an earlier stage recorded, and as that stage saw them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,20 @@ def require_same_data(sources: Sources, recorded: dict[str, str], *, where: str)
                 f"{sources[name].path}: the rows of '{name}' are not those that {where} was made "
                 "from; bring the file back, or start again from meta_train"
             )
+
+
+def only_rows(sources: Sources, rows: Mapping[str, Sequence[str]], *, where: str) -> Sources:
+    """The sources with these training rows (ids) alone; one that is not named keeps all."""
+    kept = {}
+    for name, ids in rows.items():
+        wanted, there = set(ids), sources[name].rows["train"]
+        chosen = tuple(row for row in there if row.id in wanted)
+        gone = wanted.difference(row.id for row in chosen)
+        if gone or not wanted:
+            found = f"the row {min(gone)!r:.40}" if gone else "no row"
+            raise GradexError(
+                f"{where}: found {found} for '{name}' in `rows`, expected ids of its {len(there)} "
+                "training rows; select again"
+            )
+        kept[name] = replace(sources[name], rows=sources[name].rows | {"train": chosen})
+    return replace(sources, by_name={**sources.by_name, **kept})

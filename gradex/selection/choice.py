@@ -1,15 +1,19 @@
 """selection.json: the chosen sources with all that `finetune` needs to train on exactly them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from gradex.arguments import recorded_settings
 from gradex.errors import GradexError
 from gradex.gradients.store import GradientStore
 from gradex.records import read_json, require_shape, write_json
 from gradex.runs import newest
+from gradex.selection.shares import require_shares
 
 FORMAT = "gradex-selection/2"
 SHAPE = {
@@ -68,6 +72,12 @@ class Selection:
     def target(self) -> str:
         return next(iter(self.targets))
 
+    @property
+    def identity(self) -> str:
+        """Of what is trained on: sources, shares and rows."""
+        key = json.dumps([self.selected, self.weights, self.rows], sort_keys=True)
+        return xxhash.xxh3_128_hexdigest(key.encode())
+
     def write(self, path: Path) -> Path:
         write_json(path, asdict(self))
         return path
@@ -98,7 +108,19 @@ class Selection:
                 raise GradexError(
                     f"{path}: found '{strange[0]}' in `{key}`, which is not selected; select again"
                 )
+        _require_lists(content["rows"], where=str(path))
+        if content["weights"]:
+            require_shares(content["weights"], content["selected"], where=f"{path}: weights")
+            content["weights"] = {name: float(w) for name, w in content["weights"].items()}
         return cls(**{f.name: content[f.name] for f in fields(cls)})
+
+
+def _require_lists(rows: Mapping[str, Any], *, where: str) -> None:
+    for name, ids in rows.items():
+        if not isinstance(ids, list) or not all(isinstance(row, str) for row in ids):
+            raise GradexError(
+                f"{where}: found {ids!r:.40} for '{name}' in `rows`, expected a list of row ids"
+            )
 
 
 def make_selection(
