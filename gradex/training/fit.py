@@ -17,6 +17,7 @@ from gradex.data.tokens import Encoder, Example
 from gradex.errors import GradexError
 from gradex.models.load import Base
 from gradex.training.callbacks import KeepAdapters, LossCurve
+from gradex.training.mixture import Mixture
 from gradex.training.module import FineTuner
 from gradex.training.recipe import Recipe
 
@@ -34,17 +35,20 @@ def fit(
     name: str,
     start: Path | None = None,
     keep_at: Sequence[int] = (),
+    mixture: Mixture | None = None,
+    mixer: pl.Callback | None = None,
 ) -> tuple[nn.Module, list[float]]:
     """The trained model (base with adapter, eval mode) and the loss of every optimizer step.
 
     Training begins with the adapter in the folder `start`, or with a new one of the recipe.
     Checkpoints go to `folder`/checkpoints; where one lies there, training goes on from it. The
-    adapter as it is after each of the steps `keep_at` goes to `folder`/points.
+    adapter as it is after each of the steps `keep_at` goes to `folder`/points. Batches are drawn by
+    the shares of a `mixture`, where there is one, and a `mixer` may set these while training.
     """
     if not examples:
         raise GradexError(f"{name}: no row to train on")
     model = load(base, start) if start else attach(base, recipe.adapter, seed=recipe.seed)
-    module = FineTuner(model.train(), recipe, examples=examples, encoder=encoder)
+    module = FineTuner(model.train(), recipe, examples=examples, encoder=encoder, mixture=mixture)
     curve = LossCurve(name, steps=recipe.max_steps, accumulate=recipe.accumulate)
     keeper = KeepAdapters(keep_at, folder, base_path=recipe.base.source)
     saver = ModelCheckpoint(
@@ -57,7 +61,7 @@ def fit(
     last = _checkpoint(folder / "checkpoints" / "step.ckpt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = _trainer(recipe, [curve, keeper, saver])
+        trainer = _trainer(recipe, [curve, keeper, *([mixer] if mixer else []), saver])
         _run(trainer, module, last)
     _require_finite(module)
     return module.model.eval(), curve.losses

@@ -1,11 +1,11 @@
 """The fine-tune as a LightningModule: mean label loss per sample, AdamW, linear decay."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import partial
+from itertools import count
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -13,18 +13,28 @@ from torch.utils.data import DataLoader, IterableDataset
 from gradex.data.tokens import Batch, Encoder, Example, collate
 from gradex.errors import GradexError
 from gradex.models.losses import sample_objectives
+from gradex.training.mixture import DrawByShares, Drawing, Mixture, batch_rows
 from gradex.training.recipe import Recipe
 
 
 class FineTuner(pl.LightningModule):
-    """Trains an attached adapter on examples. Its loss is the mean of the samples' losses."""
+    """Trains an attached adapter on examples. Its loss is the mean of the samples' losses.
+
+    With a mixture, batches are drawn by its shares, which may change from step to step.
+    """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, *, examples: Sequence[Example], encoder: Encoder
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        examples: Sequence[Example],
+        encoder: Encoder,
+        mixture: Mixture | None = None,
     ):
         super().__init__()
         self.model, self.recipe = model, recipe
-        self.examples, self.encoder = examples, encoder
+        self.examples, self.encoder, self.mixture = examples, encoder, mixture
         # A checkpoint holds the trained parameters alone.
         self.strict_loading = False
 
@@ -59,49 +69,45 @@ class FineTuner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> DataLoader:
-        trainer = self.trainer
-        stream = BatchStream(
-            self,
-            first=trainer.global_step * self.recipe.accumulate,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+        """Numbers of batches. Loaders fetch ahead, and what is in a batch may depend on shares
+        that are solved for until its step comes: its rows are drawn then."""
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        self._draw = self._drawing(batches_per_step=self.recipe.accumulate * ranks)
+        first = self.trainer.global_step * self.recipe.accumulate
+        return DataLoader(BatchNumbers(first * ranks + rank, ranks), batch_size=None)
+
+    def _drawing(self, *, batches_per_step: int) -> Drawing:
+        size, seed = self.recipe.batch_size, self.recipe.seed
+        if self.mixture is None:
+            return partial(batch_rows, len(self.examples), size, seed=seed)
+        return DrawByShares(
+            self.mixture, batch_size=size, batches_per_step=batches_per_step, seed=seed
         )
-        return DataLoader(stream, batch_size=None)
+
+    def on_before_batch_transfer(self, batch: int, dataloader_idx: int) -> Batch:
+        return collate(
+            [self.examples[i] for i in self._draw(batch)],
+            family=self.encoder.family,
+            pad_id=self.encoder.tokenizer.pad_token_id,
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+        if self.mixture is not None:
+            checkpoint["shares"] = list(self.mixture.history)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.mixture is not None:
+            self.mixture.history[:] = checkpoint["shares"]
 
 
-class BatchStream(IterableDataset):
-    """Endless batches from the `first` one on; batch i is a function of the seed and i alone."""
+class BatchNumbers(IterableDataset):
+    """Endless: first, first + by, first + 2 by, ..."""
 
-    def __init__(self, module: FineTuner, *, first: int, rank: int, world_size: int):
-        self.module, self.first = module, first
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, first: int, by: int):
+        self.first, self.by = first, by
 
-    def __iter__(self) -> Iterator[Batch]:
-        examples, encoder = self.module.examples, self.module.encoder
-        recipe = self.module.recipe
-        index = self.first
-        while True:
-            place = index * self.world_size + self.rank
-            rows = batch_rows(len(examples), recipe.batch_size, place, seed=recipe.seed)
-            yield collate(
-                [examples[i] for i in rows],
-                family=encoder.family,
-                pad_id=encoder.tokenizer.pad_token_id,
-            )
-            index += 1
-
-
-def batch_rows(count: int, batch_size: int, index: int, *, seed: int) -> list[int]:
-    """The rows of batch `index`: passes over all rows, each in an order of its own."""
-    places = range(index * batch_size, (index + 1) * batch_size)
-    return [int(_epoch_order(count, place // count, seed)[place % count]) for place in places]
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(count: int, epoch: int, seed: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+    def __iter__(self) -> Iterator[int]:
+        return count(self.first, self.by)

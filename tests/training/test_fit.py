@@ -12,29 +12,8 @@ from gradex.errors import GradexError
 from gradex.models.load import BaseSpec, load_base
 from gradex.training import callbacks
 from gradex.training.fit import fit
-from gradex.training.module import FineTuner, batch_rows
+from gradex.training.module import FineTuner
 from gradex.training.recipe import Recipe, steps_for_epochs
-
-
-def test_each_pass_sees_every_row_once():
-    for epoch in range(3):
-        rows = [r for i in range(4) for r in batch_rows(12, 3, 4 * epoch + i, seed=1)]
-        assert sorted(rows) == list(range(12))
-
-
-def test_batches_cross_the_end_of_a_pass():
-    rows = [r for i in range(5) for r in batch_rows(5, 3, i, seed=0)]
-    assert [sorted(rows[5 * i : 5 * i + 5]) for i in range(3)] == [list(range(5))] * 3
-
-
-def test_the_order_depends_on_seed_and_pass():
-    first = [batch_rows(50, 50, i, seed=s) for i, s in ((0, 0), (1, 0), (0, 1))]
-    assert first[0] != first[1] and first[0] != first[2]
-    assert batch_rows(50, 50, 0, seed=0) == first[0]
-
-
-def test_a_batch_may_be_larger_than_the_data():
-    assert len(batch_rows(3, 8, 0, seed=0)) == 8
 
 
 def test_epochs_become_steps():
