@@ -103,6 +103,21 @@ class Encoder:
             ids = self._plain_prompt(row.prompt)
         return np.array(ids[-self.max_length :], dtype=np.int64)
 
+    def unlabelled(self, row: Row) -> Example:
+        """The prompt and one place after it, to see what a model would begin its answer with.
+
+        Its label is token 0 and means nothing; so does a classifier's.
+        """
+        if self.family == "classifier":
+            return Example(row.id, self._classified_ids(row), np.zeros(1, np.int64))
+        prompt = self.prompt_ids(row)
+        if not len(prompt):
+            raise BadRow("no token in the prompt")
+        if self.family == "seq2seq":
+            return Example(row.id, prompt, np.zeros(1, np.int64))
+        labels = np.append(np.full(len(prompt), IGNORED), 0)
+        return Example(row.id, np.append(prompt, 0), labels)
+
     def _is_chat(self, row: Row) -> bool:
         """A text without a prompt, or with a class as its label, is no conversation."""
         return self.template != "plain" and row.label is None and bool(row.prompt)
@@ -156,12 +171,15 @@ class Encoder:
     def _classified(self, row: Row) -> Example:
         if row.completion not in self.label_ids:
             raise BadRow(f"label '{row.completion}' is not one of the model's")
+        label = self.label_ids[row.completion]
+        return Example(row.id, self._classified_ids(row), np.array([label], np.int64))
+
+    def _classified_ids(self, row: Row) -> np.ndarray:
         text = plain_text(row.prompt)
         ids = self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
         if not ids:
             raise BadRow("no token in the text")
-        label = self.label_ids[row.completion]
-        return Example(row.id, np.array(ids, np.int64), np.array([label], np.int64))
+        return np.array(ids, np.int64)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
@@ -184,12 +202,15 @@ def plain_text(messages: Messages) -> str:
     return "".join(f"{role}: {content}\n" for role, content in messages)
 
 
-def encode_all(encoder: Encoder, rows: Iterable[Row]) -> tuple[list[Example], dict[str, str]]:
+def encode_all(
+    encoder: Encoder, rows: Iterable[Row], *, labelled: bool = True
+) -> tuple[list[Example], dict[str, str]]:
     """The examples of the rows in order, and row id -> reason for those that have none."""
+    encode = encoder.encode if labelled else encoder.unlabelled
     examples, bad = [], {}
     for row in rows:
         try:
-            examples.append(encoder.encode(row))
+            examples.append(encode(row))
         except BadRow as reason:
             bad[row.id] = str(reason)
     return examples, bad

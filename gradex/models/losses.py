@@ -59,12 +59,27 @@ def sample_objectives(
 
     The head sees label tokens alone, in one row, or, `by_sample`, in a padded row a sample.
     """
+    found = label_logits(model, batch, family, by_sample=by_sample)
+    return _mean_over_labels(*found, len(batch["labels"]))
+
+
+class LabelLogits(NamedTuple):
+    """What the model says at each label token, which token that is, and whose."""
+
+    logits: Float[Tensor, "label vocab"]
+    labels: Int[Tensor, " label"]
+    owner: Int[Tensor, " label"]
+
+
+def label_logits(
+    model: nn.Module, batch: Batch, family: Family, *, by_sample: bool = False
+) -> LabelLogits:
+    """One forward pass, with the head on label tokens only; samples in their order."""
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     labels = batch["labels"]
     if family == "classifier":
-        logits = model(**inputs).logits
         owner = torch.arange(len(labels), device=labels.device)
-        return _mean_over_labels(logits, labels, owner, len(labels))
+        return LabelLogits(model(**inputs).logits, labels, owner)
     if family == "seq2seq":
         inputs["decoder_input_ids"] = bare(model).prepare_decoder_input_ids_from_labels(labels)
     else:
@@ -79,7 +94,7 @@ def sample_objectives(
         logits = logits[:, -learned.shape[1] :][learned]
     elif by_sample:
         logits = logits[places.real]
-    return _mean_over_labels(logits, labels[learned], learned.nonzero()[:, 0], len(labels))
+    return LabelLogits(logits, labels[learned], learned.nonzero()[:, 0])
 
 
 class _Places(NamedTuple):

@@ -24,20 +24,27 @@ def training_examples(
     encoder: Encoder, sources: Sources, names: Sequence[str]
 ) -> tuple[list[Example], dict[str, dict[str, str]]]:
     """The examples of the sources' training rows, and the bad rows (id -> reason) of each."""
-    examples: list[Example] = []
+    found, bad = source_examples(encoder, sources, names)
+    return [example for examples in found.values() for example in examples], bad
+
+
+def source_examples(
+    encoder: Encoder, sources: Sources, names: Sequence[str]
+) -> tuple[dict[str, list[Example]], dict[str, dict[str, str]]]:
+    """The same, source by source."""
+    found: dict[str, list[Example]] = {}
     bad: dict[str, dict[str, str]] = {}
     for name in names:
-        found, unusable = encode_all(encoder, sources[name].rows["train"])
-        if not found:
+        found[name], unusable = encode_all(encoder, sources[name].rows["train"])
+        if not found[name]:
             raise GradexError(
                 f"source '{name}': none of its {len(unusable)} rows has a label within "
                 f"--max_length {encoder.max_length} tokens; raise it, or leave the source out"
             )
-        examples += found
         if unusable:
             bad[name] = unusable
             log_bad(name, unusable)
-    return examples, bad
+    return found, bad
 
 
 def split_scores(
