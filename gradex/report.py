@@ -26,6 +26,7 @@ from gradex.reporting.outcomes import outcome
 from gradex.selection.choice import Selection, selection_file
 
 FORMAT = "gradex-report/1"
+EVERYTHING, CHOSEN, MIXED = "all sources", "selection", "the selection, mixed while training"
 MEASURING = ("verify", "transfer", "trust")  # stages whose newest run of the store is shown
 
 
@@ -93,6 +94,7 @@ def _content(
             "base_value": selection.base_value,
             "trace": selection.trace,
             "scores": selection.scores,
+            "weights": selection.weights,
         },
         "test_rows": int((store.table("target", selection.target)["split"] == b"test").sum()),
         "outcomes": _outcomes(selection, [results for _, results in tunes]),
@@ -101,7 +103,7 @@ def _content(
             for stage, folder in places.items()
         },
         "sources": [_source_row(store, name, selection, record) for name in store.sources],
-        "curves": _curves(meta, [p for p, t in tunes if t["selected"] == selection.selected]),
+        "curves": _curves(meta, [p for p, t in tunes if _kind(selection, t) == CHOSEN]),
         "warnings": record.get("notes", []),
         "stages": [_stage(path) for path in stages if path],
         "versions": runs.versions(),
@@ -132,32 +134,35 @@ def _calibrations(place: Path, verified: Path | None) -> list[Path]:
 
 def _fine_tunes(selection: Selection) -> list[tuple[Path, dict[str, Any]]]:
     """The fine-tunes of this choice and of all sources that can be compared: the newest a seed."""
-    newest: dict[tuple[bool, int], tuple[Path, dict[str, Any]]] = {}
+    newest: dict[tuple[str, int], tuple[Path, dict[str, Any]]] = {}
     recipe = None
     for path in reversed(runs.finished("finetune")):
         results = read_json(path / "results.json", "the results of a fine-tune")
         same = (results["store"], results["target"]) == (selection.store, selection.target)
-        chosen = results["selected"] == selection.selected
-        if not same or not (chosen or results["method"] == "all"):
+        kind = _kind(selection, results)
+        if not same or kind is None:
             continue
         recipe = recipe or results["recipe"]
         if results["recipe"] == recipe:
-            newest.setdefault((chosen, results["seed"]), (path, results))
-    return sorted(newest.values())
+            newest.setdefault((kind, results["seed"]), (path, results))
+    return sorted(newest.values(), key=lambda found: found[0])
+
+
+def _kind(selection: Selection, results: dict[str, Any]) -> str | None:
+    """What a fine-tune was trained on, beside the selection; None where that is another matter."""
+    mixed = results.get("mixer", "none") != "none"
+    if results.get("choice") == selection.identity:
+        return MIXED if mixed else CHOSEN
+    return EVERYTHING if results["method"] == "all" and not mixed else None
 
 
 def _outcomes(selection: Selection, tunes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    chosen = [t for t in tunes if t["selected"] == selection.selected]
-    everything = [t for t in tunes if t["selected"] != selection.selected]
-    rows = []
-    if tunes:
-        rows.append(outcome("base model", [tunes[0]["base"]], sources=0))
-    if everything:
-        scores = [t["tuned"] for t in everything]
-        rows.append(outcome("all sources", scores, sources=selection.n_sources))
-    if chosen:
-        scores = [t["tuned"] for t in chosen]
-        rows.append(outcome("selection", scores, sources=len(selection.selected)))
+    rows = [outcome("base model", [tunes[0]["base"]], sources=0)] if tunes else []
+    for kind in (EVERYTHING, CHOSEN, MIXED):
+        found = [results for results in tunes if _kind(selection, results) == kind]
+        if found:
+            scores = [results["tuned"] for results in found]
+            rows.append(outcome(kind, scores, sources=len(found[0]["selected"])))
     return rows
 
 

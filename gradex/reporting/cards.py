@@ -2,11 +2,12 @@
 
 import json
 import re
+from collections.abc import Mapping
 
 from huggingface_hub import ModelCardData
 
 from gradex.reporting.names import one_line
-from gradex.reporting.quantities import MISSING, count, mean_and_spread
+from gradex.reporting.quantities import MISSING, count, mean_and_spread, percent
 from gradex.reporting.tables import metric_name
 
 CLASSES = {
@@ -26,12 +27,14 @@ def adapter_card(
     results: list[dict],
     command: str,
     versions: dict,
+    shares: Mapping[str, float] | None = None,
 ) -> str:
-    """The card as Markdown with YAML front matter; `results` are the outcomes of a report."""
+    """The card as Markdown with YAML front matter; `results` are the outcomes of a report, `shares`
+    those of the sources in the training, where they were not mixed by their rows."""
     parts = [
         _front_matter(base),
         f"# LoRA adapter for {_code(target)}" if target else "# LoRA adapter of all sources",
-        _training(base, target, selected=selected, method=method),
+        _training(base, target, selected=selected, method=method, shares=shares or {}),
         _results(results),
         "## How to load it",
         _loading(base, family),
@@ -53,7 +56,9 @@ def _is_reference(base: str) -> bool:
     return "/" in base and base.isprintable()
 
 
-def _training(base: str, target: str | None, *, selected: list[str], method: str) -> str:
+def _training(
+    base: str, target: str | None, *, selected: list[str], method: str, shares: Mapping[str, float]
+) -> str:
     sources = "1 source" if len(selected) == 1 else f"{len(selected)} sources"
     opening = f"A LoRA adapter of {_code(base)}, meta-trained with gradex on {sources}:"
     if target:
@@ -61,7 +66,8 @@ def _training(base: str, target: str | None, *, selected: list[str], method: str
             f"A LoRA adapter of {_code(base)}, fine-tuned with gradex for {_code(target)} on "
             f"{sources} chosen by {_code(method)} selection:"
         )
-    return "\n".join([opening, "", *(f"- {_code(name)}" for name in selected)])
+    told = {name: f": {percent(share)} of the training" for name, share in shares.items()}
+    return "\n".join([opening, "", *(f"- {_code(name)}{told.get(name, '')}" for name in selected)])
 
 
 def _results(results: list[dict]) -> str:

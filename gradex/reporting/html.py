@@ -51,11 +51,16 @@ def render(report: dict) -> str:
 def _answer(report: dict) -> dict:
     """What the first screen shows."""
     outcomes = report.get("outcomes") or []
-    selected = (report.get("selection") or {}).get("selected") or []
+    selection = report.get("selection") or {}
+    selected, shares = selection.get("selected") or [], selection.get("weights") or {}
+    chips = [
+        f"{name} {quantities.percent(shares[name])}" if name in shares else name
+        for name in selected[:MOST_CHIPS]
+    ]
     return {
         "facts": _facts(report),
         "sentence": sentences.answer(report),
-        "chips": selected[:MOST_CHIPS],
+        "chips": chips,
         "chips_left_out": len(selected[MOST_CHIPS:]),
         "not_chosen": (report.get("n_sources") or 0) - len(selected),
         "outcomes": tables.outcome_rows(outcomes),
