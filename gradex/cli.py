@@ -16,6 +16,7 @@ STAGES = {
     "estimate": "predict the target loss of fine-tuning on any subset of the sources",
     "trust": "measure how far from the meta adapter the estimates can be trusted",
     "transfer": "which sources help and which hurt each target, alone and in pairs",
+    "group": "make each cluster of rows a source, or split the sources into groups",
     "select_sources": "search the subsets for the sources worth training on",
     "finetune": "fine-tune the base model on a selection",
     "verify": "true fine-tunes of held-out subsets beside their estimates",

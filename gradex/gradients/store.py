@@ -201,8 +201,10 @@ def _joined(blocks: list[Block], what: str) -> Block:
 
 
 def open_store(path: str | None) -> GradientStore:
-    """The named store, or that of the newest run of project."""
-    if path is None:
-        file = newest("project") / "store.json"
-        path = read_json(file, "where a run of project left its store", {"store": str})["store"]
-    return GradientStore.open(Path(path))
+    """The named store, or that of a run's folder; that of the newest run of project otherwise."""
+    folder = newest("project") if path is None else Path(path)
+    file = folder / "store.json"
+    if path is None or file.is_file():
+        what = "where a run left its store"
+        folder = Path(read_json(file, what, {"store": str})["store"])
+    return GradientStore.open(folder)

@@ -1,0 +1,248 @@
+"""Make each cluster of rows a source, or split the sources into groups that go well together.
+
+    python -m gradex.group --num_clusters 100 --source cot
+    python -m gradex.group --sources --num_groups 4
+
+Clusters are of rows whose gradients point the same way. They become the sources of a new store,
+whose gradients are copied, and of a folder of tasks, so that all later stages take them like any
+others: a data set without task names can be selected from. With --sources, whole sources are put
+together by the estimates of subsets that hold them; each group has a selection of its own.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from gradex import runs
+from gradex.arguments import EstimatorArguments, SubsetArguments, TrustArguments, keep
+from gradex.config import main, option, require_positive
+from gradex.data.clusters import cut
+from gradex.data.formats import Row
+from gradex.data.recorded import load_data, require_same_data
+from gradex.data.sources import Sources
+from gradex.data.subsets import find_subsets, membership
+from gradex.data.task_folder import write_task_folder
+from gradex.errors import GradexError, unknown
+from gradex.estimators import estimator_of, with_calibration
+from gradex.estimators.protocol import Estimates
+from gradex.gradients.across_points import all_points
+from gradex.gradients.description import fingerprint
+from gradex.gradients.regroup import regroup
+from gradex.gradients.store import GradientStore, open_store
+from gradex.records import write_json
+from gradex.reporting.csv_table import write_csv
+from gradex.reporting.names import short
+from gradex.selection.affinity import Affinity, affinity, group_sources
+from gradex.selection.choice import Choice, make_selection
+from gradex.selection.grouping import Clusters, Method, cluster_rows, share_out
+
+GRADIENTS = Path("gradients")
+CLUSTERS, ROWS_A_CLUSTER = 100, 10  # where no number is said: so many, or one for so many rows
+MOST_COMPARED = 5000  # rows of a source, up to which every row is compared with every other
+SAMPLES, LONGEST = 3, 80  # prompts that clusters.csv shows of each cluster, and their letters
+OF_ROWS = ("num_clusters", "source", "method", "allow_pickle")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Config(TrustArguments, SubsetArguments, EstimatorArguments):
+    num_clusters: int | None = option(
+        None, "clusters to make, shared out among the sources by their rows; default: 100, or one "
+        "for every 10 rows where these are fewer than 1000"
+    )  # fmt: skip
+    source: list[str] | None = option(None, "sources to cut into clusters; default: all")
+    method: Literal["auto", "agglomerative", "kmeans"] = option(
+        "auto", "agglomerative: average linkage, compares all pairs of rows; kmeans: mini-batches, "
+        "for large sources; auto: agglomerative up to 5000 rows of a source"
+    )  # fmt: skip
+    sources: bool = option(False, "group whole sources, by estimates")
+    num_groups: int | None = option(
+        None, "with --sources: groups to make; default: as many as are well apart, at most 8"
+    )
+    target: list[str] | None = option(
+        None, "with --sources: targets whose estimates count; default: all of the store"
+    )
+    output_dir: str | None = option(None, "the run's folder; default: runs/group/UTC-TIME")
+
+    def __post_init__(self):
+        EstimatorArguments.__post_init__(self)
+        SubsetArguments.__post_init__(self)
+        require_positive(self, "num_clusters", "num_groups")
+        shared = {"store", "seed", "output_dir", "sources", "trust_remote_code"}
+        own = set(OF_ROWS) if self.sources else {f.name for f in fields(self)} - set(OF_ROWS)
+        for name in sorted(own - shared):
+            if getattr(self, name) != getattr(type(self), name, None):
+                raise GradexError(_not_for(name, sources=self.sources))
+
+
+def _not_for(flag: str, *, sources: bool) -> str:
+    if sources:
+        return f"--{flag}: is for clusters of rows; leave it out, or leave out --sources"
+    return f"--{flag}: is for groups of sources; leave it out, or say --sources"
+
+
+def group(config: Config) -> Path:
+    """Returns the run folder: clusters with their tasks and where their store is, or groups."""
+    store = open_store(config.store)
+    config = replace(config, store=str(store.path))
+    return _group_sources(config, store) if config.sources else _cluster_rows(config, store)
+
+
+# Clusters of rows.
+
+
+def _cluster_rows(config: Config, store: GradientStore) -> Path:
+    settings = store.recorded_settings() | keep(asdict(config), TrustArguments)
+    sources = load_data(settings)
+    require_same_data(sources, store.data_hashes(), where=str(store.path))
+    shares = _shares(config, store)
+    config = replace(config, num_clusters=sum(shares.values()))
+    inputs = store.data_hashes()
+    with runs.start("group", config, output_dir=config.output_dir, inputs=inputs) as run:
+        clusters = _clusters(config, store, shares)
+        cut_up, of = cut(sources, {name: found.rows for name, found in clusters.items()})
+        write_task_folder(run.part / "tasks", cut_up)
+        _write_tables(run.part, clusters, cut_up, of)
+        made = _store(store, cut_up, of, tasks=run.path / "tasks")
+        write_json(run.part / "store.json", {"store": str(made.path)})
+    log.info(
+        "%d clusters of %d sources; next: gradex select_sources --store %s --target %s",
+        len(of), len(clusters), made.path, made.targets[0],
+    )  # fmt: skip
+    return run.path
+
+
+def _shares(config: Config, store: GradientStore) -> dict[str, int]:
+    """How many clusters each source is cut into."""
+    names = list(dict.fromkeys(config.source or store.sources))
+    for name in names:
+        if name not in store.sources:
+            raise unknown("source", name, store.sources, "--source")
+    rows = [len(store.table("train", name)) for name in names]
+    count = config.num_clusters or max(len(names), min(CLUSTERS, sum(rows) // ROWS_A_CLUSTER))
+    if not len(names) <= count <= sum(rows):
+        raise GradexError(
+            f"--num_clusters: found {count}, expected at least one for each of the {len(names)} "
+            f"sources (--source names fewer), and at most one for each of their {sum(rows)} rows"
+        )
+    return dict(zip(names, share_out(count, rows), strict=True))
+
+
+def _clusters(config: Config, store: GradientStore, shares: dict[str, int]) -> dict[str, Clusters]:
+    points = all_points(store)
+    found = {}
+    for name, count in shares.items():
+        rows = len(store.table("train", name))
+        method = _method(config, rows)
+        found[name] = cluster_rows(points, name, count, method=method, seed=config.seed)
+        sizes = np.bincount(found[name].label)
+        log.info(
+            "%s: %d clusters of %d to %d rows (%s, %d of %d rows have a direction)",
+            name, len(sizes), sizes.min(), sizes.max(), method, sizes.sum(),
+            store.plan["train"][name]["rows"],
+        )  # fmt: skip
+    return found
+
+
+def _method(config: Config, rows: int) -> Method:
+    if config.method != "auto":
+        return config.method
+    return "agglomerative" if rows <= MOST_COMPARED else "kmeans"
+
+
+def _store(
+    store: GradientStore, sources: Sources, of: dict[str, str], *, tasks: Path
+) -> GradientStore:
+    """The new store, named after the old one and all that went into it."""
+    origin = store.origin
+    origin["tasks"] |= {"tasks": [str(tasks)], "target": None}
+    made_of = {"space": store.space, "origin": origin, "data": sources.data_hashes()}
+    name = f"{store.path.resolve().name}-groups{len(of)}-{fingerprint(made_of)[:8]}"
+    return regroup(store, GRADIENTS / name, sources, of=of, origin=origin)
+
+
+def _write_tables(
+    folder: Path, clusters: dict[str, Clusters], sources: Sources, of: dict[str, str]
+) -> None:
+    """group.csv: a line a row; clusters.csv: a line a cluster."""
+    rows = ([row.id, name] for name in of for row in sources[name].rows["train"])
+    write_csv(folder / "group.csv", ["row", "cluster"], rows)
+    losses = [loss for found in clusters.values() for loss in found.mean_loss.tolist()]
+    lines = (
+        [name, len(sources[name].rows["train"]), loss, *_samples(sources[name].rows["train"])]
+        for name, loss in zip(of, losses, strict=True)
+    )
+    header = ["cluster", "rows", "mean_loss", *(f"sample_{i + 1}" for i in range(SAMPLES))]
+    write_csv(folder / "clusters.csv", header, lines)
+
+
+def _samples(rows: Sequence[Row]) -> list[str]:
+    """The first prompts, quoted: a spreadsheet is not to take one for a formula."""
+    asked = [row.prompt[-1][1] if row.prompt else row.completion for row in rows[:SAMPLES]]
+    texts = [json.dumps(short(text, LONGEST), ensure_ascii=False) for text in asked]
+    return texts + [""] * (SAMPLES - len(texts))
+
+
+# Groups of sources.
+
+
+def _group_sources(config: Config, store: GradientStore) -> Path:
+    config, calibration = with_calibration(config, store)
+    with runs.start("group", config, output_dir=config.output_dir) as run:
+        fitted = estimator_of(config, calibration).fit(store, targets=config.target)
+        subsets = find_subsets(
+            config.subsets, store.sources, count=config.num_subsets, size=config.subset_size,
+            seed=config.seed, store=store.path.name,
+        )  # fmt: skip
+        value = _comparable(fitted.predict(subsets))
+        found = affinity(membership(subsets, store.sources), value, store.sources)
+        groups = group_sources(found, config.num_groups)
+        estimates = fitted.predict([frozenset(names) for names in groups])
+        _write_groups(run.part, groups, estimates, store)
+        _write_affinity(run.part / "affinity.csv", found)
+    for number, names in enumerate(groups):
+        log.info("group %d: %s", number, ", ".join(names))
+    log.info("next: gradex finetune --ensemble %s", run.path)
+    return run.path
+
+
+def _comparable(estimates: Estimates) -> Float[np.ndarray, "subset target"]:
+    """Calibrated losses by their logarithms: a source changes them by a factor."""
+    return np.log(estimates.value) if estimates.calibrated else estimates.value
+
+
+def _write_groups(
+    folder: Path, groups: Sequence[list[str]], estimates: Estimates, store: GradientStore
+) -> None:
+    """groups.json, and a selection for each group."""
+    targets = dict.fromkeys(estimates.targets, 1.0)
+    files = [f"group-{number}/selection.json" for number in range(len(groups))]
+    for file, names, value in zip(files, groups, estimates.value.mean(1), strict=True):
+        (folder / file).parent.mkdir(exist_ok=True)
+        selection = make_selection(
+            Choice(names, float(value)), store, method="group", targets=targets,
+            calibrated=estimates.calibrated,
+        )  # fmt: skip
+        selection.write(folder / file)
+    content: dict[str, Any] = {"groups": list(groups), "selections": files}
+    write_json(folder / "groups.json", content | {"store": str(store.path)})
+
+
+def _write_affinity(path: Path, found: Affinity) -> None:
+    """One line a pair."""
+    names = found.sources
+    lines = (
+        [names[i], names[j], found.together[i, j], found.distance[i, j]]
+        for i, j in zip(*np.triu_indices(len(names), 1), strict=True)
+    )
+    write_csv(path, ["source", "other", "together", "distance"], lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(group, Config))
