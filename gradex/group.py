@@ -38,7 +38,7 @@ from gradex.gradients.store import GradientStore, open_store
 from gradex.records import write_json
 from gradex.reporting.csv_table import write_csv
 from gradex.reporting.names import short
-from gradex.selection.affinity import Affinity, affinity, group_sources
+from gradex.selection.affinity import Affinity, affinity, group_sources, require_possible
 from gradex.selection.choice import Choice, make_selection
 from gradex.selection.grouping import Clusters, Method, cluster_rows, share_out
 
@@ -175,8 +175,9 @@ def _write_tables(
     write_csv(folder / "group.csv", ["row", "cluster"], rows)
     losses = [loss for found in clusters.values() for loss in found.mean_loss.tolist()]
     lines = (
-        [name, len(sources[name].rows["train"]), loss, *_samples(sources[name].rows["train"])]
+        [name, str(len(rows)), loss, *_samples(rows)]
         for name, loss in zip(of, losses, strict=True)
+        for rows in [sources[name].rows["train"]]
     )
     header = ["cluster", "rows", "mean_loss", *(f"sample_{i + 1}" for i in range(SAMPLES))]
     write_csv(folder / "clusters.csv", header, lines)
@@ -193,6 +194,7 @@ def _samples(rows: Sequence[Row]) -> list[str]:
 
 
 def _group_sources(config: Config, store: GradientStore) -> Path:
+    require_possible(config.num_groups, len(store.sources))
     config, calibration = with_calibration(config, store)
     with runs.start("group", config, output_dir=config.output_dir) as run:
         fitted = estimator_of(config, calibration).fit(store, targets=config.target)

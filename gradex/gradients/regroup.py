@@ -35,6 +35,7 @@ from gradex.progress import progress
 from gradex.records import read_json
 
 BYTES_AT_ONCE = 2**28  # of the rows that one pass over the old shards gathers
+Arrays = tuple[np.ndarray, ...]
 
 
 def regroup(
@@ -145,13 +146,27 @@ def _gather(shards: Sequence[ShardPath], wanted: np.ndarray, space: dict[str, An
         keys = _keys(parts[""][1]["split"], parts[""][1]["id"])
         at = np.searchsorted(ranked, keys).clip(max=len(ranked) - 1)
         here = ranked[at] == keys
-        seen[order[at[here]]] = True
+        places = order[at[here]]
+        seen[places] = True
         for ending, arrays in parts.items():
-            kept = out.setdefault(ending, tuple(_room(len(wanted), array) for array in arrays))
-            for room, array in zip(kept, arrays, strict=True):
-                room[order[at[here]]] = array[here]
+            out[ending] = _room_for(arrays, len(wanted), out.get(ending))
+            _put(out[ending], arrays, here, places)
     assert seen.all(), "a row of the new store is not in the old one"
     return out
+
+
+def _room_for(arrays: Arrays, count: int, kept: Arrays | None) -> Arrays:
+    """Zeros like the arrays, for more rows, or what was kept of other shards. One without a good
+    row has features of no width."""
+    if kept is not None and kept[0].shape[1] >= arrays[0].shape[1]:
+        return kept
+    return tuple(np.zeros((count, *array.shape[1:]), array.dtype) for array in arrays)
+
+
+def _put(out: Arrays, arrays: Arrays, here: np.ndarray, places: np.ndarray) -> None:
+    if arrays[0].shape[1]:
+        for room, array in zip(out, arrays, strict=True):
+            room[places] = array[here]
 
 
 def _arrays(shard: ShardPath, space: dict[str, Any]) -> Parts:
@@ -165,7 +180,3 @@ def _arrays(shard: ShardPath, space: dict[str, Any]) -> Parts:
     if space.get("features"):
         parts[FEATURES] = (read_features(shard.file(f"{FEATURES}.npy"), rows=count),)
     return parts
-
-
-def _room(count: int, like: np.ndarray) -> np.ndarray:
-    return np.zeros((count, *like.shape[1:]), like.dtype)

@@ -58,12 +58,8 @@ def affinity(
 def group_sources(found: Affinity, count: int | None = None) -> list[list[str]]:
     """So many groups (Ward's clustering), each in the order of the sources; where no number is
     given, that whose groups are the furthest apart (silhouette), at most MOST_GROUPS."""
-    total = len(found.sources)
-    if not 1 <= (count or 1) <= total:
-        raise GradexError(
-            f"--num_groups: found {count}, expected a number from 1 to that of the sources, {total}"
-        )
-    if total == 1:
+    require_possible(count, len(found.sources))
+    if len(found.sources) == 1:
         return [found.sources]
     tree = linkage(squareform(found.distance, checks=False), method="ward")
     label = cut_tree(tree, n_clusters=count or _best_count(tree, found))[:, 0]
@@ -71,6 +67,14 @@ def group_sources(found: Affinity, count: int | None = None) -> list[list[str]]:
     for name, number in zip(found.sources, label.tolist(), strict=True):
         groups.setdefault(number, []).append(name)
     return list(groups.values())
+
+
+def require_possible(count: int | None, sources: int) -> None:
+    if count is not None and not 1 <= count <= sources:
+        raise GradexError(
+            f"--num_groups: found {count}, expected a number from 1 to that of the sources, "
+            f"{sources}"
+        )
 
 
 def _best_count(tree: Float[np.ndarray, "merge 4"], found: Affinity) -> int:
