@@ -52,7 +52,9 @@ def find_calibration(
     for folder in _newest_first():
         record = read_json(folder / RECORD, "a calibration", SHAPE)
         if _difference(record, store) is None and recipe in (None, record["recipe"]):
-            return _read(folder, store)
+            found = _whole(folder, record)
+            if _foreign(found, store) is None:
+                return found
     return None
 
 
@@ -81,6 +83,12 @@ def _difference(record: dict[str, Any], store: GradientStore) -> str | None:
     return None
 
 
+def _foreign(found: Calibration, store: GradientStore) -> str | None:
+    """A source of the anchors that the store does not have: its rows may be in clusters."""
+    names = frozenset().union(*(run.subset for run in found.anchors))
+    return min(names.difference(store.sources), default=None)
+
+
 def _read(folder: Path, store: GradientStore) -> Calibration:
     record = read_json(folder / RECORD, "a calibration", SHAPE)
     difference = _difference(record, store)
@@ -89,6 +97,17 @@ def _read(folder: Path, store: GradientStore) -> Calibration:
             f"{folder}: calibrates estimates of another store than {store.path}, with other "
             f"{difference}; run calibrate for this one"
         )
+    found = _whole(folder, record)
+    foreign = _foreign(found, store)
+    if foreign is not None:
+        raise GradexError(
+            f"{folder}: its anchors hold the source '{foreign}', which {store.path} does not have; "
+            "run calibrate for this one"
+        )
+    return found
+
+
+def _whole(folder: Path, record: dict[str, Any]) -> Calibration:
     anchors, recipe = read_runs(folder / RUNS)
     if recipe != record["recipe"]:
         raise GradexError(

@@ -77,6 +77,17 @@ def test_a_source_that_came_later_leaves_a_calibration_as_it_is():
     assert found(store) == found(store, folder) == folder
 
 
+def test_anchors_of_sources_that_the_store_does_not_have_calibrate_nothing():
+    """A store whose rows were put into clusters has the targets and the space of the first."""
+    store = store_at(Path("store"))
+    folder = calibrated(store, "one", created="2026-01-01")
+    for name in "abc":
+        store.plan["train"][f"{name}/cluster-000"] = store.plan["train"].pop(name)
+    assert found(store) is None
+    with pytest.raises(GradexError, match="its anchors hold the source 'a', which store does not"):
+        found(store, folder)
+
+
 @pytest.mark.parametrize("key", ["fingerprint", "data", "start", "recipe"])
 @pytest.mark.parametrize("wanted", ["auto", "runs/calibrate/one"])
 def test_a_damaged_calibration_is_refused(key, wanted):
