@@ -60,7 +60,15 @@ def sample_objectives(
     The head sees label tokens alone, in one row, or, `by_sample`, in a padded row a sample.
     """
     found = label_logits(model, batch, family, by_sample=by_sample)
-    return _mean_over_labels(*found, len(batch["labels"]))
+    return _mean_over_labels(found, len(batch["labels"]))
+
+
+def label_losses(
+    model: nn.Module, batch: Batch, family: Family
+) -> tuple[Float[Tensor, " label"], Int[Tensor, " label"]]:
+    """-log p of every label token, sample by sample, and the sample that each belongs to."""
+    found = label_logits(model, batch, family)
+    return softplus(-margins(found.logits, found.labels)), found.owner
 
 
 class LabelLogits(NamedTuple):
@@ -142,16 +150,13 @@ def _head_on(
 
 
 def _mean_over_labels(
-    logits: Float[Tensor, "label vocab"],
-    labels: Int[Tensor, " label"],
-    owner: Int[Tensor, " label"],
-    samples: int,
+    found: LabelLogits, samples: int
 ) -> tuple[dict[Objective, Float[Tensor, " sample"]], Int[Tensor, " sample"]]:
-    token_margins = margins(logits, labels)
-    counts = owner.bincount(minlength=samples)
+    token_margins = margins(found.logits, found.labels)
+    counts = found.owner.bincount(minlength=samples)
 
     def mean(values: Float[Tensor, " label"]) -> Float[Tensor, " sample"]:
         sums = torch.zeros(samples, dtype=values.dtype, device=values.device)
-        return sums.index_add(0, owner, values) / counts
+        return sums.index_add(0, found.owner, values) / counts
 
     return {"loss": mean(softplus(-token_margins)), "margin": mean(token_margins)}, counts

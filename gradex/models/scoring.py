@@ -11,7 +11,7 @@ from gradex.data.formats import Row
 from gradex.data.metrics import METRICS
 from gradex.data.tokens import Batch, Encoder, Example, collate, encode_all, token_batches
 from gradex.errors import GradexError
-from gradex.models.losses import sample_objectives
+from gradex.models.losses import label_losses, sample_objectives
 from gradex.progress import progress
 
 TOKENS_PER_BATCH = 4096
@@ -53,6 +53,28 @@ def row_losses(
             losses[positions] = values["loss"].cpu().numpy()
             bar.update(len(positions))
     return losses
+
+
+@torch.inference_mode()
+def label_log_probs(
+    model: nn.Module,
+    examples: Sequence[Example],
+    encoder: Encoder,
+    *,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> list[np.ndarray]:
+    """The log-probability of every label token, an array an example, in their order."""
+    found = [np.empty(0)] * len(examples)
+    with progress("label tokens", len(examples), unit="row") as bar:
+        for positions in token_batches([e.length for e in examples], tokens_per_batch):
+            batch = batch_on(model, [examples[i] for i in positions], encoder)
+            losses, owner = label_losses(model, batch, encoder.family)
+            ends = owner.bincount(minlength=len(positions)).cumsum(0)[:-1].tolist()
+            parts = np.split(-losses.cpu().numpy(), ends)
+            for position, part in zip(positions, parts, strict=True):
+                found[position] = part
+            bar.update(len(positions))
+    return found
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import torch
 from gradex.data.formats import to_row
 from gradex.data.tokens import Encoder, encode_all
 from gradex.models.load import BaseSpec, load_base
-from gradex.models.scoring import generate, row_losses, score
+from gradex.models.scoring import generate, label_log_probs, row_losses, score
 
 ROWS = [
     to_row({"prompt": "x" * n + "=", "completion": "yz" * (1 + n % 3)}, "prompt_completion")
@@ -30,6 +30,16 @@ def test_losses_do_not_depend_on_the_batches(loaded, kind):
     examples, _ = encode_all(encoder, ROWS)
     alone = row_losses(model, examples, encoder, tokens_per_batch=1)
     np.testing.assert_allclose(row_losses(model, examples, encoder), alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_label_tokens_have_the_losses_of_their_rows(loaded, kind):
+    model, encoder = loaded(kind)
+    examples, _ = encode_all(encoder, ROWS)
+    found = label_log_probs(model, examples, encoder, tokens_per_batch=40)
+    assert [len(own) for own in found] == [e.n_labels for e in examples]
+    losses = [-own.mean() for own in found]
+    np.testing.assert_allclose(losses, row_losses(model, examples, encoder), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
