@@ -1,6 +1,7 @@
 """Which adapter: a small value, attached to a base model and exported as a plain peft folder."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,30 +69,46 @@ def layer_names(model: nn.Module) -> list[str]:
 
 def load(base: Base, folder: Path) -> nn.Module:
     """The base model with a trained adapter from a folder, in eval mode."""
+    return load_all(base, {"default": folder})
+
+
+def load_all(base: Base, folders: Mapping[str, Path]) -> nn.Module:
+    """The base model with trained adapters, each under its name, in eval mode; `set_adapter`
+    says which one works, at first the first."""
+    model = base.model
+    for name, folder in folders.items():
+        model = _with_adapter(model, folder, name)
+    return model.eval()
+
+
+def _with_adapter(model: nn.Module, folder: Path, name: str) -> nn.Module:
     from peft import PeftModel
 
     if not (folder / WEIGHTS).is_file():
         raise GradexError(f"{folder}: not an adapter folder (it has no {WEIGHTS})")
     read_json(folder / "adapter_config.json", "a peft adapter's settings")
     try:
-        model = PeftModel.from_pretrained(base.model, folder, is_trainable=True).eval()
+        if isinstance(model, PeftModel):
+            model.load_adapter(folder, adapter_name=name, is_trainable=True)
+        else:
+            model = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=True)
     except Exception as error:  # a broken file makes libraries raise whatever they stumble over
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise GradexError(f"{folder}: the adapter does not fit this base model ({first})") from None
-    _require_all_weights(model, folder)
+    _require_all_weights(model, folder, name)
     return model
 
 
-def _require_all_weights(model: nn.Module, folder: Path) -> None:
+def _require_all_weights(model: nn.Module, folder: Path, name: str) -> None:
     """peft leaves layers that the file does not name as they are drawn: at random."""
     from peft import get_peft_model_state_dict
 
-    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     with safe_open(folder / WEIGHTS, "pt") as file:
         found = set(file.keys())
-    if wanted != found:
-        name = min(wanted ^ found)
-        raise GradexError(f"{folder}: the adapter does not fit this base model (see {name})")
+    if set(own) != found:
+        wrong = min(set(own) ^ found)
+        raise GradexError(f"{folder}: the adapter does not fit this base model (see {wrong})")
 
 
 def export(model: nn.Module, folder: Path, *, base_path: str, card: str | None) -> None:
