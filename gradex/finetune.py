@@ -3,51 +3,50 @@
     python -m gradex.finetune
     python -m gradex.finetune --selection runs/weigh/... --max_steps 500
     python -m gradex.finetune --mixer pareto --mix_every 50
+    python -m gradex.finetune --ensemble runs/group/...
 
 Trained on are the rows that the selection names, by its shares where it has some. A mixer solves
-for the shares again and again while training, from gradients of the model as it is then.
+for the shares again and again while training, from gradients of the model as it is then. An
+ensemble is one adapter for every group of sources, combined by weighted outputs.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gradex import runs
 from gradex.adapters.spec import export
-from gradex.arguments import TrainArguments, TrustArguments, combined, keep
+from gradex.arguments import TrainArguments, TrustArguments, combined, keep, require_one_device
 from gradex.config import main, option, require_positive, with_defaults
 from gradex.data.recorded import load_data, only_rows, require_same_data
 from gradex.data.sources import Sources
-from gradex.data.tokens import Encoder, Example, Family
 from gradex.errors import GradexError, unknown
-from gradex.models.encoding import on_best_device
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
+from gradex.reporting.ensembles import write_ensemble_csv
 from gradex.reporting.outcomes import outcome
 from gradex.reporting.shares import write_shares
 from gradex.selection.choice import Selection, selection_file
-from gradex.selection.shares import Shares
-from gradex.training.fit import fit
-from gradex.training.mixer import Mixing, ParetoMixer, target_examples
-from gradex.training.mixture import Mixture
-from gradex.training.prepare import (
-    load_base_and_encoder,
-    source_examples,
-    test_scores,
-)
+from gradex.training.ensemble import tune_ensemble
+from gradex.training.groups import read_groups
 from gradex.training.recipe import make_recipe, with_steps
+from gradex.training.selected import MixerPlan, Tuned, tune_selection
 
 RECIPE_KEYS = [field.name for field in fields(TrainArguments)]
 MIXER_DEFAULTS = {"mix_every": 50, "mix_rows": 16}
 MIXER_FLAGS = (*MIXER_DEFAULTS, "target", "target_unlabelled")
-Measured = dict[str, dict[str, float]]  # target -> loss (and metric) on its test rows
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Config(TrainArguments, TrustArguments):
     selection: str | None = option(None, "a selection.json; default: the newest run's")
+    ensemble: str | None = option(
+        None, "a run of group --sources: one adapter a group, combined by weighted outputs; "
+        "default: one adapter on a selection"
+    )  # fmt: skip
     mixer: Literal["none", "pareto"] = option(
         "none", "pareto: solve for the sources' shares while training; none: keep the selection's"
     )
@@ -74,141 +73,132 @@ class Config(TrainArguments, TrustArguments):
                 f"--{given[0]}: found without a mixer, which alone reads it; say --mixer pareto, "
                 "or leave it out"
             )
+        if self.ensemble:
+            _require_ensemble_flags(self)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What to train on, what to measure, and how. `chosen` are the sources with the selection's
-    rows alone."""
-
-    selection: Selection
-    sources: Sources
-    chosen: Sources
-    config: Config
-    settings: dict[str, Any]
-
-    @property
-    def targets(self) -> list[str]:
-        """Those to measure: the selection's, its first before the others, and the mixer's."""
-        own = [self.config.target] if self.config.target else []
-        return list(dict.fromkeys([*self.selection.targets, *own]))
+def _require_ensemble_flags(config: Config) -> None:
+    for flag, is_set in (("selection", config.selection), ("mixer", config.mixer != "none")):
+        if is_set:
+            raise GradexError(f"--ensemble: found beside --{flag}; say one of them")
+    require_one_device(config, "each adapter of an ensemble is trained on one device")
+    if config.num_train_epochs is not None:
+        raise GradexError(
+            "--num_train_epochs: every adapter of an ensemble is trained for the same number of "
+            "steps; say --max_steps"
+        )
 
 
 def finetune(config: Config) -> Path:
-    """Returns the run folder: adapter/, results.json, curve.json, config.yaml; with a mixer also
-    shares.csv and shares.png."""
+    """Returns the run folder: results.json, config.yaml, and
+
+    - adapter/, curve.json, and with a mixer shares.csv and shares.png;
+    - or of an ensemble adapters/, ensemble.json, ensemble.csv.
+    """
+    return _ensemble(config) if config.ensemble else _one_adapter(config)
+
+
+def _one_adapter(config: Config) -> Path:
     path = selection_file(config.selection)
     selection = Selection.read(path)
     recorded = selection.recorded_settings(where=str(path))
     sources = load_data(recorded | {"allow_pickle": config.allow_pickle})
     require_same_data(sources, selection.data, where=selection.store)
+    config = replace(config, selection=str(path))
+    if config.mixer != "none":
+        config = with_defaults(config, MIXER_DEFAULTS | {"target": selection.target})
     chosen = only_rows(sources, selection.rows, where=str(path))
-    config = _with_mixer(replace(config, selection=str(path)), selection)
     rows = sum(len(chosen[name].rows["train"]) for name in selection.selected)
-    config = with_steps(config, rows=rows, batches=recorded)
-    config = with_defaults(config, keep(recorded, TrainArguments))
-    job = Job(selection, sources, chosen, config, combined(recorded, config))
-    _require_targets(job)
+    config = with_defaults(
+        with_steps(config, rows=rows, batches=recorded), keep(recorded, TrainArguments)
+    )
+    targets = _targets(config, selection, sources)
     inputs = asdict(selection)
     with runs.start("finetune", config, output_dir=config.output_dir, inputs=inputs) as run:
-        _one_adapter(job, run)
+        settings = combined(recorded, config)
+        tuned = tune_selection(
+            selection, sources, make_recipe(settings), max_length=settings["max_length"],
+            targets=targets, folder=run.part, plan=_mixer_plan(config),
+        )  # fmt: skip
+        _write(tuned, _results(tuned, selection, config, settings), run)
     return run.path
 
 
-def _with_mixer(config: Config, selection: Selection) -> Config:
-    if config.mixer == "none":
-        return config
-    return with_defaults(config, MIXER_DEFAULTS | {"target": selection.target})
+def _targets(config: Config, selection: Selection, sources: Sources) -> list[str]:
+    """Those to measure: the selection's, its first before the others, and the mixer's."""
+    found = dict.fromkeys([*selection.targets, *([config.target] if config.target else [])])
+    for name in found:
+        if name not in sources.targets:
+            where = "--target" if name == config.target else str(config.selection)
+            raise unknown("target", name, sources.targets, where)
+    return list(found)
 
 
-def _require_targets(job: Job) -> None:
-    for name in job.targets:
-        if name not in job.sources.targets:
-            where = "--target" if name == job.config.target else str(job.config.selection)
-            raise unknown("target", name, job.sources.targets, where)
-
-
-def _one_adapter(job: Job, run: runs.Run) -> None:
-    recipe = make_recipe(job.settings)
-    base, encoder = load_base_and_encoder(
-        recipe.base, job.sources, max_length=job.settings["max_length"]
-    )
-    base = on_best_device(base)
-    before = test_scores(base.model, job.sources, encoder, job.targets)
-    examples, _ = source_examples(encoder, job.chosen, job.selection.selected)
-    mixture = _mixture(job, examples)
-    model, losses = fit(
-        recipe,
-        base,
-        examples=[example for found in examples.values() for example in found],
-        encoder=encoder,
-        folder=run.part,
-        name="fine-tuning",
-        mixture=mixture,
-        mixer=_mixer(job, examples, encoder),
-    )
-    model = on_best_device(replace(base, model=model)).model
-    after = test_scores(model, job.sources, encoder, job.targets)
-    results = _results(job, before, after) | {"shares": _mean_shares(mixture, recipe.max_steps)}
-    _tell(results, n_sources=job.selection.n_sources)
-    write_json(run.part / "results.json", results)
-    write_json(run.part / "curve.json", {"loss": losses})
-    if job.config.mixer != "none":
-        write_shares(run.part, mixture.history, steps=recipe.max_steps)
-    card = _card(results, base=recipe.base.path, family=base.family, command=run.command)
-    export(model, run.part / "adapter", base_path=recipe.base.source, card=card)
-
-
-def _mixture(job: Job, examples: dict[str, list[Example]]) -> Mixture | None:
-    """None where all rows are drawn alike."""
-    shares = job.selection.weights
-    if not shares and job.config.mixer == "none":
-        return None
-    mixture = Mixture({name: len(found) for name, found in examples.items()})
-    if shares:
-        mixture.set_shares(0, shares)
-    return mixture
-
-
-def _mean_shares(mixture: Mixture | None, steps: int) -> Shares:
-    return mixture.mean_shares(steps) if mixture else {}
-
-
-def _mixer(job: Job, examples: dict[str, list[Example]], encoder: Encoder) -> ParetoMixer | None:
-    config = job.config
+def _mixer_plan(config: Config) -> MixerPlan | None:
     if config.mixer == "none":
         return None
-    labelled = not config.target_unlabelled
-    target = target_examples(encoder, job.sources[config.target], labelled=labelled)
-    return ParetoMixer(
-        Mixing(examples, target, every=config.mix_every, rows=config.mix_rows, labelled=labelled)
+    return MixerPlan(
+        config.target, config.mix_every, config.mix_rows, labelled=not config.target_unlabelled
     )
 
 
-def _results(job: Job, before: Measured, after: Measured) -> dict[str, Any]:
+def _results(
+    tuned: Tuned, selection: Selection, config: Config, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Those of the first target stand on their own, and all of them under `targets`."""
-    selection = job.selection
+    both = {
+        name: {"base": tuned.before[name], "tuned": after} for name, after in tuned.after.items()
+    }
     return {
         "target": selection.target,
         "method": selection.method,
         "selected": selection.selected,
         "choice": selection.identity,
-        "mixer": job.config.mixer,
+        "mixer": config.mixer,
         "weights": selection.weights,
+        "shares": tuned.shares,
         "rows": {name: len(ids) for name, ids in selection.rows.items()},
+        "n_sources": selection.n_sources,
         "store": selection.store,
-        "seed": job.settings["seed"],
-        "recipe": {key: job.settings[key] for key in RECIPE_KEYS if key != "seed"},
-        "base": before[selection.target],
-        "tuned": after[selection.target],
-        "targets": {name: {"base": before[name], "tuned": after[name]} for name in job.targets},
+        **_made_by(settings),
+        **both[selection.target],
+        "targets": both,
     }
 
 
-def _tell(results: dict[str, Any], *, n_sources: int) -> None:
+def _made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = {key: settings[key] for key in RECIPE_KEYS if key != "seed"}
+    return {"seed": settings["seed"], "recipe": recipe}
+
+
+def _write(tuned: Tuned, results: dict[str, Any], run: runs.Run) -> None:
+    _tell(results)
+    write_json(run.part / "results.json", results)
+    write_json(run.part / "curve.json", {"loss": tuned.losses})
+    if results["mixer"] != "none":
+        write_shares(run.part, tuned.mixture.history, steps=len(tuned.losses))
+    spec = tuned.base.spec
+    card = adapter_card(
+        base=spec.path,
+        family=tuned.base.family,
+        target=results["target"],
+        selected=results["selected"],
+        method=results["method"],
+        shares=results["shares"],
+        results=[
+            outcome("base model", [results["base"]], sources=0),
+            outcome("this adapter", [results["tuned"]], sources=len(results["selected"])),
+        ],
+        command=run.command,
+        versions=runs.versions(),
+    )
+    export(tuned.model, run.part / "adapter", base_path=spec.source, card=card)
+
+
+def _tell(results: Mapping[str, Any]) -> None:
     log.info(
-        "fine-tuned on %d of %d sources (%s), seed %d", len(results["selected"]), n_sources,
-        results["method"], results["seed"],
+        "fine-tuned on %d of %d sources (%s), seed %d", len(results["selected"]),
+        results["n_sources"], results["method"], results["seed"],
     )  # fmt: skip
     for name, measured in results["targets"].items():
         log.info(
@@ -221,22 +211,24 @@ def _told(scores: dict[str, float]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
 
 
-def _card(results: dict[str, Any], *, base: str, family: Family, command: str) -> str:
-    selected = results["selected"]
-    return adapter_card(
-        base=base,
-        family=family,
-        target=results["target"],
-        selected=selected,
-        method=results["method"],
-        shares=results["shares"],
-        results=[
-            outcome("base model", [results["base"]], sources=0),
-            outcome("this adapter", [results["tuned"]], sources=len(selected)),
-        ],
-        command=command,
-        versions=runs.versions(),
+def _ensemble(config: Config) -> Path:
+    groups = read_groups(Path(config.ensemble))
+    recorded = groups.recorded_settings()
+    sources = load_data(recorded | {"allow_pickle": config.allow_pickle})
+    groups.require_of(sources)
+    config = with_defaults(
+        replace(config, ensemble=str(groups.path)), keep(recorded, TrainArguments)
     )
+    with runs.start("finetune", config, output_dir=config.output_dir, inputs=asdict(groups)) as run:
+        settings = combined(recorded, config)
+        results = tune_ensemble(
+            groups, sources, make_recipe(settings), max_length=settings["max_length"],
+            folder=run.part,
+        )  # fmt: skip
+        results |= {"store": groups.store, **_made_by(settings)}
+        write_json(run.part / "results.json", results)
+        write_ensemble_csv(run.part / "ensemble.csv", results)
+    return run.path
 
 
 if __name__ == "__main__":

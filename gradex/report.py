@@ -20,6 +20,7 @@ from gradex.adapters.spec import fingerprint as adapter_fingerprint
 from gradex.config import main, option, read_yaml
 from gradex.gradients.store import GradientStore
 from gradex.records import read_json
+from gradex.reporting.ensembles import METHOD, newest_ensemble
 from gradex.reporting.html import write_report
 from gradex.reporting.measured import calibration_of, newest_of, read_measured
 from gradex.reporting.outcomes import outcome
@@ -76,9 +77,10 @@ def _content(
     tunes = _fine_tunes(selection)
     record = read_json(meta / "sources.json", "a meta run's sources") if meta else {}
     calibrations = _calibrations(place, places["verify"])
+    ensemble = newest_ensemble(selection.store, target=selection.target)
     stages = [
         meta, _project_run(store), *calibrations, place, *(path for path, _ in tunes),
-        *places.values(),
+        ensemble and ensemble[0], *places.values(),
     ]  # fmt: skip
     return {
         "format": FORMAT,
@@ -102,6 +104,7 @@ def _content(
             stage: read_measured(stage, folder, store=selection.store) if folder else None
             for stage, folder in places.items()
         },
+        "ensemble": ensemble and ensemble[1],
         "sources": [_source_row(store, name, selection, record) for name in store.sources],
         "curves": _curves(meta, [p for p, t in tunes if _kind(selection, t) == CHOSEN]),
         "warnings": record.get("notes", []),
@@ -138,6 +141,8 @@ def _fine_tunes(selection: Selection) -> list[tuple[Path, dict[str, Any]]]:
     recipe = None
     for path in reversed(runs.finished("finetune")):
         results = read_json(path / "results.json", "the results of a fine-tune")
+        if results["method"] == METHOD:
+            continue
         same = (results["store"], results["target"]) == (selection.store, selection.target)
         kind = _kind(selection, results)
         if not same or kind is None:

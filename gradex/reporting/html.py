@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
-from gradex.reporting import figures, quantities, sentences, tables
+from gradex.reporting import ensembles, figures, quantities, sentences, tables
 
 TEMPLATE = "report.html.jinja"
 MOST_PANELS = 12
@@ -85,6 +85,8 @@ def _evidence(report: dict) -> dict:
     return {
         **_verification(report),
         **_transfer(report),
+        "ensemble": ensembles.ensemble_table(report.get("ensemble") or {}),
+        "ensemble_sentence": ensembles.ensemble_sentence(report.get("ensemble") or {}),
         **_selection(report.get("selection") or {}),
         **_sources(report),
         "curves": Markup(figures.training_curves(report.get("curves") or [])),
