@@ -177,10 +177,10 @@ def _write(tuned: Tuned, results: dict[str, Any], run: runs.Run) -> None:
     write_json(run.part / "curve.json", {"loss": tuned.losses})
     if results["mixer"] != "none":
         write_shares(run.part, tuned.mixture.history, steps=len(tuned.losses))
-    spec = tuned.base.spec
+    base = tuned.recipe.base
     card = adapter_card(
-        base=spec.path,
-        family=tuned.base.family,
+        base=base.path,
+        family=tuned.family,
         target=results["target"],
         selected=results["selected"],
         method=results["method"],
@@ -192,7 +192,7 @@ def _write(tuned: Tuned, results: dict[str, Any], run: runs.Run) -> None:
         command=run.command,
         versions=runs.versions(),
     )
-    export(tuned.model, run.part / "adapter", base_path=spec.source, card=card)
+    export(tuned.model, run.part / "adapter", base_path=base.source, card=card)
 
 
 def _tell(results: Mapping[str, Any]) -> None:

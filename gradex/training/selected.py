@@ -8,9 +8,8 @@ from torch import nn
 
 from gradex.data.recorded import only_rows
 from gradex.data.sources import Sources
-from gradex.data.tokens import Encoder, Example
+from gradex.data.tokens import Encoder, Example, Family
 from gradex.models.encoding import on_best_device
-from gradex.models.load import Base
 from gradex.selection.choice import Selection
 from gradex.selection.shares import Shares
 from gradex.training.fit import fit
@@ -36,7 +35,8 @@ class MixerPlan:
 class Tuned:
     """The trained model, how training went, and the targets' test scores before and after it."""
 
-    base: Base
+    recipe: Recipe
+    family: Family
     model: nn.Module
     losses: list[float]
     mixture: Mixture | None
@@ -78,7 +78,7 @@ def tune_selection(
     )
     model = on_best_device(replace(base, model=model)).model
     after = test_scores(model, sources, encoder, targets)
-    return Tuned(base, model, losses, mixture, before, after)
+    return Tuned(recipe, base.family, model, losses, mixture, before, after)
 
 
 def _mixture(
