@@ -30,7 +30,8 @@ def write_ensemble_csv(file: Path, results: Mapping[str, Any]) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
-    return tuple(row[key] for key in ("name", "steps", "passes", "loss", "metric", "score"))
+    counts = str(row["steps"]), str(row["passes"])  # in full, however many
+    return row["name"], *counts, row["loss"], row["metric"], row["score"]
 
 
 def newest_ensemble(store: str, *, target: str) -> tuple[Path, dict[str, Any]] | None:

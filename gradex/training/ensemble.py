@@ -25,7 +25,7 @@ from gradex.errors import GradexError, unknown
 from gradex.models.encoding import load_with_encoder, on_best_device
 from gradex.models.load import Base, BaseSpec
 from gradex.models.scoring import label_log_probs, score
-from gradex.records import read_json, write_json
+from gradex.records import read_json, require_shape, write_json
 from gradex.training.ensemble_weights import Importance, LogProbs, best_weights, mixture_loss
 from gradex.training.fit import fit
 from gradex.training.groups import Groups
@@ -61,15 +61,28 @@ def load_ensemble(
     folder: Path, *, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> Ensemble:
     """The ensemble of a finished run of finetune --ensemble."""
-    path = folder / "ensemble.json"
-    content = read_json(path, WHAT, SHAPE)
-    if content["format"] != FORMAT:
-        raise GradexError(f"{path}: the format is {content['format']}, expected {WHAT}")
-    trusted = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    spec = BaseSpec(**content["base"], **trusted)
+    content = _read(folder / "ensemble.json")
+    spec = BaseSpec(
+        **{key: content["base"][key] for key in SHAPE["base"]},
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
     base, encoder = load_with_encoder(spec, content["classes"], max_length=content["max_length"])
     places = {name: folder / place for name, place in content["adapters"].items()}
     return Ensemble(_with_adapters(base, places), encoder, content["weights"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """ensemble.json, checked to weigh exactly the adapters that it names."""
+    content = read_json(path, WHAT, SHAPE)
+    if content["format"] != FORMAT:
+        raise GradexError(f"{path}: the format is {content['format']}, expected {WHAT}")
+    names = content["adapters"]
+    require_shape(names, dict.fromkeys(names, str), where=f"{path}: adapters", what=WHAT)
+    for target, weights in content["weights"].items():
+        where = f"{path}: weights: {target}"
+        require_shape(weights, dict.fromkeys(names, float), where=where, what=WHAT)
+    return content
 
 
 def tune_ensemble(

@@ -69,7 +69,7 @@ def read_groups(place: Path) -> Groups:
     files = [path.parent / group["selection"] for group in content["groups"]]
     if len(files) < 2:
         raise GradexError(
-            f"{path}: found {len(files)} group, expected two or more, each for an adapter of its "
+            f"{path}: groups found: {len(files)}, expected two or more, each for an adapter of its "
             "own; for a single adapter say --selection"
         )
     selections = [Selection.read(file) for file in files]
