@@ -19,7 +19,7 @@ History = Sequence[tuple[int, Mapping[str, float]]]
 def write_shares(folder: Path, history: History, *, steps: int) -> None:
     """shares.csv, a line for each step from which on there are other shares, and shares.png."""
     names = list(history[0][1])
-    lines = [[start, *(shares[name] for name in names)] for start, shares in history]
+    lines = [[str(start), *(shares[name] for name in names)] for start, shares in history]
     write_csv(folder / "shares.csv", ["from_step", *names], lines)
     draw_shares(folder / "shares.png", history, steps=steps)
 
