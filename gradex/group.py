@@ -37,6 +37,7 @@ from gradex.gradients.regroup import regroup
 from gradex.gradients.store import GradientStore, open_store
 from gradex.records import write_json
 from gradex.reporting.csv_table import write_csv
+from gradex.reporting.heatmaps import groups_map, save
 from gradex.reporting.names import short
 from gradex.selection.affinity import Affinity, affinity, group_sources, require_possible
 from gradex.selection.choice import Choice, make_selection
@@ -46,7 +47,8 @@ GRADIENTS = Path("gradients")
 CLUSTERS, ROWS_A_CLUSTER = 100, 10  # where no number is said: so many, or one for so many rows
 MOST_COMPARED = 5000  # rows of a source, up to which every row is compared with every other
 SAMPLES, LONGEST = 3, 80  # prompts that clusters.csv shows of each cluster, and their letters
-OF_ROWS = ("num_clusters", "source", "method", "allow_pickle")
+OF_ROWS = {"num_clusters", "source", "method"}
+OF_BOTH = {"store", "seed", "output_dir", "sources", "trust_remote_code", "allow_pickle"}
 log = logging.getLogger(__name__)
 
 
@@ -74,9 +76,8 @@ class Config(TrustArguments, SubsetArguments, EstimatorArguments):
         EstimatorArguments.__post_init__(self)
         SubsetArguments.__post_init__(self)
         require_positive(self, "num_clusters", "num_groups")
-        shared = {"store", "seed", "output_dir", "sources", "trust_remote_code"}
-        own = set(OF_ROWS) if self.sources else {f.name for f in fields(self)} - set(OF_ROWS)
-        for name in sorted(own - shared):
+        names = {field.name for field in fields(self)} - OF_BOTH
+        for name in sorted(OF_ROWS if self.sources else names - OF_ROWS):
             if getattr(self, name) != getattr(type(self), name, None):
                 raise GradexError(_not_for(name, sources=self.sources))
 
@@ -208,6 +209,7 @@ def _group_sources(config: Config, store: GradientStore) -> Path:
         estimates = fitted.predict([frozenset(names) for names in groups])
         _write_groups(run.part, groups, estimates, store)
         _write_affinity(run.part / "affinity.csv", found)
+        save(groups_map(found.together, found.sources, groups), run.part / "groups.png")
     for number, names in enumerate(groups):
         log.info("group %d: %s", number, ", ".join(names))
     log.info("next: gradex finetune --ensemble %s", run.path)

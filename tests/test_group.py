@@ -196,6 +196,7 @@ def test_sources_that_go_together_have_a_selection_each(make_store, caplog):
         assert selection.method == "group" and selection.targets == {"t": 1.0}
         estimate = fitted.predict([frozenset(selection.selected)]).value[0, 0]
         assert selection.value == pytest.approx(estimate)
+    assert (run / "groups.png").is_file()
     pairs = lines(run / "affinity.csv")
     assert len(pairs) == 10
     least = min(pairs, key=lambda pair: float(pair["together"]))

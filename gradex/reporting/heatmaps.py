@@ -79,6 +79,25 @@ def affinity_map(
     return figure
 
 
+@matplotlib.rc_context(MAP_STYLE)
+def groups_map(
+    together: Float[np.ndarray, "source source"],
+    sources: Sequence[str],
+    groups: Sequence[Sequence[str]],
+) -> Figure:
+    """Source by source, one group after the other, each in a frame."""
+    names = [name for group in groups for name in group][:MOST]
+    order = [sources.index(name) for name in names]
+    figure, axes = _canvas(names, names, width=CELL)
+    image = _draw_cells(axes, together[np.ix_(order, order)], names, names)
+    _frame_groups(axes, [len(group) for group in groups], room=len(names))
+    title = "Groups" + (f" ({len(names)} of {len(sources)} sources)" if len(sources) > MOST else "")
+    axes.set_title(title, pad=10)
+    ends = ("better together", "worse together")
+    _colour_bar(figure, image, "rank of subsets with both,\nmean over targets", ends)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """As a picture on white, in twice the resolution of a page."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
@@ -165,6 +184,17 @@ def _frame_own(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
     for column, name in enumerate(columns):
         if name in rows:
             axes.add_patch(_square(rows.index(name), column, fill=False, edgecolor=DARK))
+
+
+def _frame_groups(axes: Axes, sizes: Sequence[int], *, room: int) -> None:
+    """Squares along the diagonal, as far as there is room."""
+    start = 0
+    for size in sizes:
+        size = min(size, room - start)
+        if size:
+            corner = (start - 0.5, start - 0.5)
+            axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=DARK, linewidth=2))
+        start += size
 
 
 def _colour_bar(figure: Figure, image: AxesImage, label: str, ends: tuple[str, str]) -> None:

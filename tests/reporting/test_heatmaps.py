@@ -5,7 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from gradex.reporting import heatmaps
-from gradex.reporting.heatmaps import affinity_map, effects_map, save
+from gradex.reporting.heatmaps import affinity_map, effects_map, groups_map, save
 from gradex.reporting.inline_svg import inline_svg
 from gradex.selection.transfer import Effects
 
@@ -125,3 +125,21 @@ def test_any_scale_can_be_drawn(value, tmp_path):
 def test_a_map_can_stand_in_a_page():
     figure = effects_map(made([[0.1], [-0.2]]), ["t"], unit="x")
     assert inline_svg(figure, "effects", title="Effects", description="").startswith("<svg")
+
+
+def test_groups_stand_together_each_in_a_frame():
+    matrix = np.arange(16.0).reshape(4, 4)
+    figure = groups_map(matrix, list("abcd"), [["a", "c", "d"], ["b"]])
+    assert rows_of(figure) == columns_of(figure) == ["a", "c", "d", "b"]
+    order = [0, 2, 3, 1]
+    np.testing.assert_array_equal(cells_of(figure).get_array(), matrix[np.ix_(order, order)])
+    frames = [(p.get_x(), p.get_y(), p.get_width()) for p in figure.axes[0].patches]
+    assert frames == [(-0.5, -0.5, 3), (2.5, 2.5, 1)]
+
+
+def test_groups_of_many_sources_are_shown_as_far_as_there_is_room(monkeypatch):
+    monkeypatch.setattr(heatmaps, "MOST", 3)
+    figure = groups_map(np.zeros((5, 5)), list("abcde"), [["a", "b"], ["c", "d"], ["e"]])
+    assert rows_of(figure) == ["a", "b", "c"]
+    assert [patch.get_width() for patch in figure.axes[0].patches] == [2, 1]
+    assert figure.axes[0].get_title("left") == "Groups (3 of 5 sources)"
