@@ -19,6 +19,7 @@ STAGES = {
     "group": "make each cluster of rows a source, or split the sources into groups",
     "select_sources": "search the subsets for the sources worth training on",
     "finetune": "fine-tune the base model on a selection",
+    "export": "hand a selection to another trainer: its rows and the files to train on them",
     "verify": "true fine-tunes of held-out subsets beside their estimates",
     "report": "one HTML page: the choice, prediction beside truth, how to repeat it",
     "doctor": "look for what is wrong with a gradient store, or with a model",
