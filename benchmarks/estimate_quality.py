@@ -27,7 +27,7 @@ from gradex.estimators import BASELINES, make_calibrated, make_estimator
 from gradex.estimators.protocol import Estimates, Estimator
 from gradex.gradients.store import GradientStore
 from gradex.reporting.evidence import FROM_OTHER_RUNS
-from gradex.selection.selectors import forward_select
+from gradex.selection.selectors import Rules, forward_select
 from gradex.training.anchors import pick_anchors
 
 STARTS = ("base", "meta")
@@ -93,7 +93,8 @@ def _forward_paths(store: GradientStore, held_out: Mapping[str, list[Subset]]) -
         def score(subsets: Sequence[Subset], column: int = column) -> np.ndarray:
             return fitted.predict(subsets).value[:, column]
 
-        steps = forward_select(score, store.sources, max_sources=6, min_gain=-np.inf).selected
+        rules = Rules(max_sources=6)
+        steps = forward_select(score, store.sources, rules=rules, min_gain=-np.inf).selected
         found |= dict.fromkeys(frozenset(steps[:size]) for size in range(1, len(steps) + 1))
     known = {subset for subsets in held_out.values() for subset in subsets}
     return [subset for subset in found if subset not in known]

@@ -13,7 +13,7 @@ Stages that are finished are not run again when an interrupted pipeline is repea
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,12 +100,12 @@ def _stages(config: Config, done: "_Done") -> str:
         )
         estimating["calibration"] = done.once("calibrate", calibrate.calibrate, anchored)
     done.once("estimate", estimate, EstimateConfig(**estimating, num_subsets=config.num_subsets))
-    choose = select_sources.Config(
-        **estimating, num_subsets=config.num_subsets, method=config.method, target=target
-    )
+    choosing = estimating | {"target": [target]}
+    sampled = {"num_subsets": config.num_subsets} if config.method == "random_ensemble" else {}
+    choose = select_sources.Config(**choosing, **sampled, method=config.method)
     # The choice comes last: it is what a stage that is given no selection picks up.
     everything = done.once(
-        "select_all", select_sources.select_sources, replace(choose, method="all")
+        "select_all", select_sources.select_sources, select_sources.Config(**choosing, method="all")
     )
     chosen = done.once("select_sources", select_sources.select_sources, choose)
     for seed in range(config.seed, config.seed + config.num_seeds):

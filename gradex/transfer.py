@@ -35,9 +35,9 @@ from gradex.progress import progress
 from gradex.records import write_json
 from gradex.reporting.csv_table import write_csv
 from gradex.reporting.heatmaps import affinity_map, effects_map, save
+from gradex.selection.scores import TargetScore
 from gradex.selection.transfer import (
     Effects,
-    TargetScore,
     draw_contexts,
     effects,
     interactions,

@@ -22,7 +22,7 @@ equal weights for the contexts that are drawn.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -32,9 +32,9 @@ from jaxtyping import Bool, Float, Int
 from gradex.data.subsets import Subset, sample_subsets
 from gradex.errors import GradexError
 from gradex.progress import progress
+from gradex.selection.scores import TargetScore, evaluating_once
 
 Pair = tuple[str, str]
-TargetScore = Callable[[Sequence[Subset]], Float[np.ndarray, "subset target"]]
 
 SMALLEST_CONTEXT = 2  # one that is the source itself would leave nothing when it is taken out
 RESAMPLES = 1000
@@ -145,25 +145,6 @@ def strongest(found: Effects, *, max_pairs: int) -> list[str]:
     share = (size / np.maximum(size.max(0), np.finfo(float).tiny)).max(1)
     kept = set(np.argsort(-share, kind="stable")[:count])
     return [name for i, name in enumerate(found.sources) if i in kept]
-
-
-def evaluating_once(score: TargetScore) -> TargetScore:
-    """The same score, which is asked for each distinct subset only once."""
-    known: dict[int, Float[np.ndarray, " target"]] = {}
-    bits: dict[str, int] = {}
-
-    def key(subset: Subset) -> int:
-        # A set of names is a number here: tens of thousands of frozensets would fill the memory.
-        return sum(bits.setdefault(name, 1 << len(bits)) for name in subset)
-
-    def evaluate(subsets: Sequence[Subset]) -> Float[np.ndarray, "subset target"]:
-        keys = [key(subset) for subset in subsets]
-        fresh = {k: subset for k, subset in zip(keys, subsets, strict=True) if k not in known}
-        if fresh:
-            known.update(zip(fresh, score(list(fresh.values())), strict=True))
-        return np.stack([known[k] for k in keys])
-
-    return evaluate
 
 
 def _interval(

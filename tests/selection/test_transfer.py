@@ -7,11 +7,11 @@ import pytest
 
 from gradex.data.subsets import membership
 from gradex.errors import GradexError
+from gradex.selection.scores import evaluating_once
 from gradex.selection.transfer import (
     Effects,
     draw_contexts,
     effects,
-    evaluating_once,
     interactions,
     strongest,
 )
