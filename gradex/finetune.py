@@ -29,8 +29,8 @@ from gradex.reporting.ensembles import write_ensemble_csv
 from gradex.reporting.outcomes import outcome
 from gradex.reporting.shares import write_shares
 from gradex.selection.choice import Selection, selection_file
+from gradex.selection.groups import read_groups
 from gradex.training.ensemble import tune_ensemble
-from gradex.training.groups import read_groups
 from gradex.training.recipe import make_recipe, with_steps
 from gradex.training.selected import MixerPlan, Tuned, tune_selection
 

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -40,8 +40,9 @@ from gradex.reporting.csv_table import write_csv
 from gradex.reporting.heatmaps import groups_map, save
 from gradex.reporting.names import short
 from gradex.selection.affinity import Affinity, affinity, group_sources, require_possible
-from gradex.selection.choice import Choice, make_selection
+from gradex.selection.choice import Choice, Selection, make_selection
 from gradex.selection.grouping import Clusters, Method, cluster_rows, share_out
+from gradex.selection.groups import write_groups
 
 GRADIENTS = Path("gradients")
 CLUSTERS, ROWS_A_CLUSTER = 100, 10  # where no number is said: so many, or one for so many rows
@@ -207,7 +208,7 @@ def _group_sources(config: Config, store: GradientStore) -> Path:
         found = affinity(membership(subsets, store.sources), value, store.sources)
         groups = group_sources(found, config.num_groups)
         estimates = fitted.predict([frozenset(names) for names in groups])
-        _write_groups(run.part, groups, estimates, store)
+        write_groups(run.part, _selections(groups, estimates, store))
         _write_affinity(run.part / "affinity.csv", found)
         save(groups_map(found.together, found.sources, groups), run.part / "groups.png")
     for number, names in enumerate(groups):
@@ -221,21 +222,18 @@ def _comparable(estimates: Estimates) -> Float[np.ndarray, "subset target"]:
     return np.log(estimates.value) if estimates.calibrated else estimates.value
 
 
-def _write_groups(
-    folder: Path, groups: Sequence[list[str]], estimates: Estimates, store: GradientStore
-) -> None:
-    """groups.json, and a selection for each group."""
+def _selections(
+    groups: Sequence[list[str]], estimates: Estimates, store: GradientStore
+) -> list[Selection]:
+    """A selection for each group, for all the targets alike."""
     targets = dict.fromkeys(estimates.targets, 1.0)
-    files = [f"group-{number}/selection.json" for number in range(len(groups))]
-    for file, names, value in zip(files, groups, estimates.value.mean(1), strict=True):
-        (folder / file).parent.mkdir(exist_ok=True)
-        selection = make_selection(
+    return [
+        make_selection(
             Choice(names, float(value)), store, method="group", targets=targets,
             calibrated=estimates.calibrated,
-        )  # fmt: skip
-        selection.write(folder / file)
-    content: dict[str, Any] = {"groups": list(groups), "selections": files}
-    write_json(folder / "groups.json", content | {"store": str(store.path)})
+        )
+        for names, value in zip(groups, estimates.value.mean(1), strict=True)
+    ]  # fmt: skip
 
 
 def _write_affinity(path: Path, found: Affinity) -> None:

@@ -29,6 +29,7 @@ from gradex.project import project
 from gradex.select_sources import Config as SelectConfig
 from gradex.select_sources import select_sources
 from gradex.selection.choice import Selection
+from gradex.selection.groups import read_groups
 
 STEPS = {"max_steps": 6, "per_device_train_batch_size": 8}
 
@@ -187,10 +188,9 @@ def test_sources_that_go_together_have_a_selection_each(make_store, caplog):
     store = make_store(Path("store"), named)
     store.save_origin({"base": {}, "tasks": {}, "recipe": {}})
     run = group(Config(store="store", sources=True, num_groups=2))
-    content = json.loads((run / "groups.json").read_text())
-    assert content["groups"] == [["a", "c", "e"], ["b/x", "d"]]
-    found = [Selection.read(run / file) for file in content["selections"]]
-    assert [s.selected for s in found] == content["groups"]
+    groups = read_groups(run)
+    assert groups.members == [["a", "c", "e"], ["b/x", "d"]]
+    found = groups.selections
     fitted = Linear().fit(store)
     for selection in found:
         assert selection.method == "group" and selection.targets == {"t": 1.0}

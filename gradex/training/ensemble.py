@@ -26,9 +26,9 @@ from gradex.models.encoding import load_with_encoder, on_best_device
 from gradex.models.load import Base, BaseSpec
 from gradex.models.scoring import label_log_probs, score
 from gradex.records import read_json, require_shape, write_json
+from gradex.selection.groups import Groups
 from gradex.training.ensemble_weights import Importance, LogProbs, best_weights, mixture_loss
 from gradex.training.fit import fit
-from gradex.training.groups import Groups
 from gradex.training.prepare import load_base_and_encoder, training_examples
 from gradex.training.recipe import Recipe
 

@@ -1,6 +1,6 @@
-"""Groups of sources as a run of `group --sources` leaves them: groups.json, a selection a group."""
+"""Groups of sources: groups.json, and a selection for each group beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from gradex.data.recorded import require_same_data
 from gradex.data.sources import Sources
 from gradex.errors import GradexError, unknown
-from gradex.records import read_json, require_shape
+from gradex.records import read_json, require_shape, write_json
 from gradex.selection.choice import Selection
 
 FORMAT = "gradex-groups/1"
@@ -56,6 +56,18 @@ class Groups:
         for target in self.targets:
             if target not in sources.targets:
                 raise unknown("target", target, sources.targets, str(self.path))
+
+
+def write_groups(folder: Path, selections: Sequence[Selection]) -> None:
+    """What `read_groups` reads."""
+    entries = []
+    for number, selection in enumerate(selections):
+        file = f"group-{number}/selection.json"
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        selection.write(folder / file)
+        entries.append({"sources": selection.selected, "selection": file})
+    content = {"format": FORMAT, "groups": entries, "store": selections[0].store}
+    write_json(folder / "groups.json", content)
 
 
 def read_groups(place: Path) -> Groups:
