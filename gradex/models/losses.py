@@ -96,7 +96,7 @@ def label_logits(
         inputs["use_cache"] = False
     learned = labels != IGNORED
     places = _label_places(learned, by_sample)
-    with _head_on(bare(model), learned, places.index) as shown:
+    with head_on(bare(model), learned, places.index) as shown:
         logits = model(**inputs).logits
     if not shown:
         logits = logits[:, -learned.shape[1] :][learned]
@@ -124,7 +124,7 @@ def _label_places(learned: Bool[Tensor, "sample token"], by_sample: bool) -> _Pl
 
 
 @contextmanager
-def _head_on(
+def head_on(
     model: Any, learned: Bool[Tensor, "sample token"], index: Int[Tensor, "..."]
 ) -> Iterator[list[bool]]:
     """Show the output embedding what predicts a label, alone: logits are most of a small model's
