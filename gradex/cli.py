@@ -18,6 +18,7 @@ STAGES = {
     "transfer": "which sources help and which hurt each target, alone and in pairs",
     "group": "make each cluster of rows a source, or split the sources into groups",
     "select_sources": "search the subsets for the sources worth training on",
+    "weigh": "weigh the sources for a target, and tell which of them are in conflict",
     "finetune": "fine-tune the base model on a selection",
     "export": "hand a selection to another trainer: its rows and the files to train on them",
     "verify": "true fine-tunes of held-out subsets beside their estimates",
