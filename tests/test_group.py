@@ -72,7 +72,7 @@ def test_clusters_go_all_the_way_like_any_source(store):
     assert made.path.parent == Path("gradients") and "-groups4-" in made.path.name
     assert made.space == store.space and len(made.points()) == 2
     doctor(DoctorConfig(store=str(made.path)))
-    chosen = Selection.read(select_sources(SelectConfig(store=str(run), target="upper")))
+    chosen = Selection.read(select_sources(SelectConfig(store=str(run), target=["upper"])))
     assert set(chosen.selected) <= set(made.sources) and chosen.store == str(made.path)
     tuned = finetune(FinetuneConfig(max_steps=1))
     assert json.loads((tuned / "results.json").read_text())["selected"] == chosen.selected
