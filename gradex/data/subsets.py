@@ -143,4 +143,8 @@ def find_subsets(
 
 def membership(subsets: Sequence[Subset], names: Sequence[str]) -> np.ndarray:
     """0/1 matrix: subset by source."""
-    return np.array([[name in subset for name in names] for subset in subsets], dtype=np.float64)
+    place = {name: i for i, name in enumerate(names)}
+    member = np.zeros((len(subsets), len(names)))
+    for row, subset in zip(member, subsets, strict=True):
+        row[[place[name] for name in subset if name in place]] = 1
+    return member

@@ -3,8 +3,8 @@
 With A_S = sum g g^T and b_S = sum g over the n rows of a subset S, as they are seen (see
 row_views), a solve makes the displacement z of A_S / n, b_S / n and tau = tr(A_all) / n_all, one
 scale for the whole store. Target t is predicted to move from its loss L_t at the meta adapter to
-L_t + mean(G_t) z. A_S and b_S are sums over sources, so that the matrices of any number of subsets
-are one matrix product; they are packed, half the numbers of full ones.
+L_t + mean(G_t) z. A_S and b_S are sums over sources, so that no subset's rows are read again; the
+matrices are packed, half the numbers of full ones.
 
 Target rows are soft by default and in units of loss: g m / (norm(g) + m), m their median norm.
 """
@@ -21,13 +21,12 @@ from gradex.errors import GradexError
 from gradex.estimators.packed import diagonal
 from gradex.estimators.packed_sums import compressed_dim, packed_sums
 from gradex.estimators.protocol import Estimates, members, named_or_all, uncalibrated
-from gradex.estimators.solves import Solve
+from gradex.estimators.solves import Grams, Solve
+from gradex.estimators.subset_sums import subset_sums
 from gradex.gradients.compress import Compression, compress, log_kept
 from gradex.gradients.row_views import RowNorm, RowView, require_row_norm, row_weights, source_view
 from gradex.gradients.store import Block, GradientStore
 
-BLOCK_SUBSETS = 64  # solved at once: enough for the matrix product to be one of matrices
-BLOCK_BYTES = 2**27
 FittedT = TypeVar("FittedT", bound="Regression")
 
 
@@ -93,17 +92,18 @@ class Regression:
     def _blocks(
         self, member: Float[np.ndarray, "subset source"]
     ) -> Iterator[Float[np.ndarray, "_ dim"]]:
-        step = min(BLOCK_SUBSETS, max(1, BLOCK_BYTES // self.grams_[0].nbytes))
-        for start in range(0, len(member), step):
-            z = self._solved(member[start : start + step])
+        start = 0
+        for grams in subset_sums(member, self.grams_):
+            z = self._solved(member[start : start + len(grams)], grams)
+            start += len(grams)
             yield z @ self.compression_.basis.T if self.compression_ else z
 
     def _solved(
-        self, member: Float[np.ndarray, "subset source"]
+        self, member: Float[np.ndarray, "subset source"], grams: Grams
     ) -> Float[np.ndarray, "subset small"]:
-        share = member / (member @ self.counts_)[:, None]
-        gram = (share.astype(self.grams_.dtype) @ self.grams_).astype(np.float64, copy=False)
-        z = self.solve(gram, share @ self.sums_, self.tau_)
+        counts = (member @ self.counts_)[:, None]
+        grams /= counts
+        z = self.solve(grams, member @ self.sums_ / counts, self.tau_)
         for row in np.flatnonzero(~np.isfinite(z).all(1)):
             names = [self.sources_[i] for i in np.flatnonzero(member[row])]
             raise GradexError(

@@ -51,8 +51,23 @@ def test_batched_equals_one_by_one(kind, store):
 @BOTH
 def test_blocks_do_not_change_the_estimates(kind, store, monkeypatch):
     whole = values(kind(), store)
-    monkeypatch.setattr("gradex.estimators.regression.BLOCK_SUBSETS", 2)
+    monkeypatch.setattr("gradex.estimators.subset_sums.BLOCK_SUBSETS", 2)
     np.testing.assert_allclose(values(kind(), store), whole, rtol=1e-10)
+
+
+@BOTH
+@pytest.mark.parametrize("compress", [None, 4])
+@pytest.mark.parametrize("bytes_of_doubles", [2**31, 0], ids=["double", "single"])
+def test_sums_by_differences_give_the_same_estimates(
+    kind, compress, bytes_of_doubles, store, monkeypatch
+):
+    monkeypatch.setattr(packed_sums, "DOUBLE_BYTES", bytes_of_doubles)
+    fitted, found = kind(compress=compress).fit(store), []
+    for difference in (0, 10**9):
+        monkeypatch.setattr("gradex.estimators.subset_sums.DIFFERENCE", difference)
+        found.append(fitted.predict(SUBSETS).value)
+    within = 1e-10 if bytes_of_doubles else 1e-5
+    np.testing.assert_allclose(*found, rtol=within)
 
 
 @BOTH
