@@ -111,6 +111,21 @@ class Anchored:
         reach = self._quantile() * np.sqrt(np.maximum(variance, noise))
         return self.middle + self.spread * mean, self.spread * reach
 
+    def difference(self, first: Points, second: Points) -> tuple[float, float]:
+        """Mean of what one subset's outcome lies above another's, without the noise of single
+        fine-tunes, and how far its interval reaches from it."""
+        line, bend, member, _ = self.variances
+        apart = float(first.estimate[0] - second.estimate[0])
+        squares = float(((first.member - second.member) ** 2).sum())
+        # Of the prior the intercept is common to both; the rest vanishes where they are the same.
+        own = line * apart**2
+        own -= 2 * (bend * np.expm1(-(apart**2) / 2) + member * np.expm1(-squares / 2))
+        one, other = (kernel(at, self.anchors, self.variances)[0] for at in (first, second))
+        across = one - other
+        variance = max(own - across @ self.inverse @ across, 0.0)
+        mean = SLOPE * apart + across @ self.weights
+        return self.spread * mean, self.spread * self._quantile() * float(np.sqrt(variance))
+
     def _quantile(self) -> float:
         """Half the width of the interval of a prediction with variance 1. The anchors' squares tell
         what share of the common variances this target needs; the intercept takes one of them."""

@@ -111,6 +111,23 @@ class Calibrated:
             self.targets_, back(mean), np.minimum(*ends), np.maximum(*ends), calibrated=True
         )
 
+    def gains(self, before: Subset, after: Subset) -> Float[np.ndarray, "3 target"]:
+        """What the value before lies above that after, and the ends of its 90% interval. Far apart
+        on the scale of the outcomes is taken to be as far on either side of the two values' middle.
+        """
+        seen = self.view_.points([before, after])
+        found = [
+            (one.predict(points)[0].mean(), *one.difference(points[[0]], points[[1]]))
+            for one, points in zip(self.anchored_, seen, strict=True)
+        ]
+        middle, apart, reach = np.array(found).T
+        back = unbounded(self.metric).back
+        gain, *ends = (
+            back(middle + far / 2) - back(middle - far / 2)
+            for far in (apart, apart - reach, apart + reach)
+        )
+        return np.stack([gain, np.minimum(*ends), np.maximum(*ends)])
+
 
 @dataclass(frozen=True)
 class View:

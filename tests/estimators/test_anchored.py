@@ -67,6 +67,39 @@ def test_a_prediction_is_the_conditional_of_the_joint_normal():
     assert reach[0] == pytest.approx(fitted.spread * deviation * share * quantile, rel=1e-6)
 
 
+def pair(points, i, j):
+    return points[[i]], points[[j]]
+
+
+def test_a_difference_is_that_of_the_joint_normal():
+    """Of two new subsets' outcomes without noise, whose errors are correlated."""
+    seen, new = points(5), points(2, seed=2)
+    fitted = anchor(seen, np.random.default_rng(3).normal(size=5), VARIANCES)
+    both = Points(np.r_[seen.estimate, new.estimate], np.r_[seen.member, new.member])
+    joint = kernel(both, both, VARIANCES) + VARIANCES[3] * np.diag(np.r_[np.ones(5), 0, 0])
+    gain = joint[5:, :5] @ np.linalg.inv(joint[:5, :5])
+    residual = fitted.outcomes - SLOPE * seen.estimate
+    mean = SLOPE * new.estimate + gain @ residual
+    covariance = joint[5:, 5:] - gain @ joint[:5, 5:]
+    apart = np.array([1, -1])
+    squares = residual @ np.linalg.inv(joint[:5, :5]) @ residual
+    share = np.sqrt((DEGREES + squares) / (DEGREES + 4)) * student(DEGREES + 4).ppf(0.95)
+    found_mean, reach = fitted.difference(*pair(new, 0, 1))
+    assert found_mean == pytest.approx(fitted.spread * (apart @ mean), rel=1e-8)
+    wanted = fitted.spread * share * np.sqrt(apart @ covariance @ apart)
+    assert reach == pytest.approx(wanted, rel=1e-8)
+    predicted = fitted.predict(new)[0]
+    assert found_mean == pytest.approx(predicted[0] - predicted[1], rel=1e-8)
+
+
+def test_a_difference_turns_round_and_vanishes():
+    new = points(2, seed=2)
+    fitted = anchor(points(5), np.random.default_rng(3).normal(size=5), VARIANCES)
+    there, back = fitted.difference(*pair(new, 0, 1)), fitted.difference(*pair(new, 1, 0))
+    assert there == pytest.approx((-back[0], back[1])) and there[1] > 0
+    assert fitted.difference(*pair(new, 0, 0)) == (0.0, 0.0)
+
+
 def test_left_out_densities_are_those_of_fits_without_the_anchor():
     seen, outcomes = points(6), np.random.default_rng(1).normal(size=6)
     fitted = anchor(seen, outcomes, VARIANCES)
@@ -108,11 +141,11 @@ def test_relevance_has_one_total_however_many_sources():
     assert found[1] == found[2] > found[0] > 0
 
 
-def planted(rng, count, *, sources=10):
+def planted(rng, count, *, sources=10, noise=0.1):
     """Outcomes that the estimate tells but for the effect of one source that it misjudges."""
     member = (rng.permuted(np.tile(np.arange(sources), (count, 1)), axis=1) < sources // 2) * 1.0
     effects = np.r_[2.0, -1.5, 1.0, np.zeros(sources - 3)]
-    true = member @ (effects + np.r_[1.0, np.zeros(sources - 1)]) + 0.1 * rng.normal(size=count)
+    true = member @ (effects + np.r_[1.0, np.zeros(sources - 1)]) + noise * rng.normal(size=count)
     estimate = member @ effects
     scale = (estimate.mean(), estimate.std())
     return Points((estimate - scale[0]) / scale[1], member * relevances(effects)), true
@@ -140,6 +173,20 @@ def test_intervals_cover_on_a_planted_world():
             fitted = anchor(seen[range(8)], outcomes[:8], variances)
             mean, reach = fitted.predict(seen[range(8, 40)])
             hits.append(np.abs(mean - outcomes[8:]) < reach)
+    assert 0.85 < np.mean(hits) < 0.97
+
+
+def test_intervals_of_differences_cover_on_a_planted_world():
+    """The differences without the noise that the anchors have: of subsets that are alike, too."""
+    hits = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        seen, outcomes = planted(rng, 60, noise=0.0)
+        noisy = outcomes[:8] + 0.1 * rng.normal(size=8)
+        fitted = anchor(seen[range(8)], noisy, fit_variances([(seen[range(8)], noisy)]))
+        for i in range(8, 59):
+            mean, reach = fitted.difference(*pair(seen, i, i + 1))
+            hits.append(abs(mean - (outcomes[i] - outcomes[i + 1])) <= reach)
     assert 0.85 < np.mean(hits) < 0.97
 
 
