@@ -3,37 +3,69 @@
     python -m gradex.select_sources --target sort
     python -m gradex.select_sources --target sort max --method swap --max_sources 6
     python -m gradex.select_sources --method random_ensemble --num_subsets 2000
+    python -m gradex.select_sources --level rows --top 0.05
 
 The estimates are made on the targets' select rows; their test rows are not looked at. They are of
 the rows of a subset taken together: shares (--min_share, --max_share) bound how many sources there
-may be and say how the chosen ones are mixed in training, but move no estimate.
+may be and say how the chosen ones are mixed in training, but move no estimate. With --level rows,
+single rows are ranked by their influence on the targets, whatever their source.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from gradex import runs
-from gradex.config import main, option
+from gradex.config import main, option, require_positive
+from gradex.errors import GradexError
 from gradex.estimators import estimator_of, with_calibration
 from gradex.estimators.calibration import Calibration
+from gradex.estimators.gains import GainInterval, gain_interval
+from gradex.estimators.protocol import Estimator
 from gradex.gradients.store import GradientStore, open_store
+from gradex.reporting.csv_table import write_csv
 from gradex.selection.choice import Choice, Selection, make_selection
 from gradex.selection.from_flags import rules_of, sizes_of, targets_of
 from gradex.selection.methods import Search, SearchArguments, choose
+from gradex.selection.row_ranking import best_rows, score_rows
 from gradex.selection.rules import Rules
 from gradex.selection.shares import clipped_shares
 from gradex.selection.targets import Together, score_of, together
 
+OF_ROWS = ("level", "top", "store", "target", "target_weights", "never", "output_dir")
+TOP = 0.05  # of the rows, as LESS takes them
 SHOWN = 10  # chosen sources that are named on the screen; selection.json has all
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Config(SearchArguments):
+    level: Literal["sources", "rows"] = option(
+        "sources", "rows: choose single rows by their influence on the targets, of any source"
+    )
+    top: float | None = option(
+        None, "with --level rows: the share of all rows to choose, or how many if 1 or more; "
+        "default: 0.05"
+    )  # fmt: skip
     output_dir: str | None = option(None, "the run's folder; default: runs/select_sources/UTC-TIME")
+
+    def __post_init__(self):
+        SearchArguments.__post_init__(self)
+        require_positive(self, "top")
+        if self.level == "sources" and self.top is not None:
+            raise GradexError("--top: is for single rows; leave it out, or say --level rows")
+        if self.level == "rows":
+            self._require_flags_of_rows()
+
+    def _require_flags_of_rows(self) -> None:
+        for field in fields(self):
+            if field.name not in OF_ROWS and getattr(self, field.name) != field.default:
+                raise GradexError(
+                    f"--{field.name}: is for whole sources; leave it out, or leave out --level rows"
+                )
 
 
 def select_sources(config: Config) -> Path:
@@ -41,6 +73,8 @@ def select_sources(config: Config) -> Path:
     store = open_store(config.store)
     targets, rules = targets_of(config, store), rules_of(config, store)
     resolved = replace(config, store=str(store.path), target=list(targets))
+    if config.level == "rows":
+        return _select_rows(resolved, store, targets, rules)
     resolved, calibration = with_calibration(resolved, store)
     with runs.start("select_sources", resolved, output_dir=config.output_dir) as run:
         search, combined = _search(resolved, store, targets, rules, calibration)
@@ -72,7 +106,35 @@ def _search(
         store, sources=store.sources if calibration else names, targets=list(targets)
     )
     combined = together(fitted, names, list(targets.values()), robust=config.robust)
-    return Search(score_of(fitted, combined), rules, store, targets), combined
+    gains = _gain_interval(fitted, combined, store, targets)
+    return Search(score_of(fitted, combined), rules, store, targets, gains), combined
+
+
+def _gain_interval(
+    fitted: Estimator, combined: Together, store: GradientStore, targets: dict[str, float]
+) -> GainInterval | None:
+    """The worst of several targets is no mean, whose error could be told."""
+    if combined.robust:
+        return None
+    spreads = None if combined.scale is None else combined.scale.spread.tolist()
+    weights = list(targets.values())
+    return gain_interval(fitted, store, list(targets), weights=weights, spreads=spreads)
+
+
+def _select_rows(
+    config: Config, store: GradientStore, targets: dict[str, float], rules: Rules
+) -> Path:
+    config = replace(config, top=config.top or TOP)
+    with runs.start("select_sources", config, output_dir=config.output_dir) as run:
+        scores = score_rows(store, targets, sources=rules.allowed(store.sources))
+        choice = best_rows(scores, top=config.top)
+        best = scores.best(sum(map(len, choice.rows.values())))
+        write_csv(run.part / "rows.csv", ["source", "id", "score"], best)
+        selection = make_selection(choice, store, method="rows", targets=targets)
+        selection.write(run.part / "selection.json")
+    log.info("%d of %d rows chosen", len(best), len(scores.ids))
+    _tell(selection)
+    return run.path / "selection.json"
 
 
 def _mixed(choice: Choice, rules: Rules, store: GradientStore) -> Choice:
@@ -99,7 +161,7 @@ def _tell(selection: Selection) -> None:
         "%d of %d sources chosen for %s: %s%s", len(selection.selected), selection.n_sources,
         ", ".join(selection.targets), ", ".join(first), f" and {more} more" if more > 0 else "",
     )  # fmt: skip
-    if selection.trace:
+    if selection.trace and "stop" in selection.trace[-1]:
         log.info("why no others: %s", selection.trace[-1]["stop"]["reason"])
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from gradex.estimators.gains import GainInterval
 from gradex.selection.choice import Choice
 from gradex.selection.rules import NO_RULES, Rules
-from gradex.selection.scores import GainInterval, Score, best_first
+from gradex.selection.scores import Score, best_first
 from gradex.selection.steps import Step, added, first_few, prefix_steps, stop
 from gradex.selection.worth import MIN_GAIN, Gain, Worth
 

@@ -10,8 +10,6 @@ from gradex.data.subsets import Subset
 
 Score = Callable[[Sequence[Subset]], Float[np.ndarray, " subset"]]
 TargetScore = Callable[[Sequence[Subset]], Float[np.ndarray, "subset target"]]
-# Two subsets, before and after: 90% interval of score(before) - score(after).
-GainInterval = Callable[[Subset, Subset], tuple[float, float]]
 AnyScore = TypeVar("AnyScore", Score, TargetScore)
 
 

@@ -5,12 +5,13 @@ better, and is called with as many subsets at once as possible. What it may choo
 All are deterministic: of equal scores the first in the order of the names is taken.
 """
 
+from gradex.estimators.gains import GainInterval
 from gradex.selection.backward import backward_select
 from gradex.selection.ensemble import random_ensemble
 from gradex.selection.forward import forward_select
 from gradex.selection.ranked import random_select, select_all, top_select
 from gradex.selection.rules import Rules
-from gradex.selection.scores import GainInterval, Score, TargetScore
+from gradex.selection.scores import Score, TargetScore
 from gradex.selection.surrogate import surrogate_select
 from gradex.selection.swap import swap_select
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradex.data.subsets import Subset
-from gradex.selection.scores import GainInterval
+from gradex.estimators.gains import GainInterval
 
 MIN_GAIN = 0.01
 
