@@ -175,7 +175,8 @@ def _source_row(
     store: GradientStore, name: str, selection: Selection, record: dict[str, Any]
 ) -> dict[str, Any]:
     table = store.table("train", name)
-    bad = dict(record["sources"][name]["bad"]) if record else {}
+    # Sources that came later, or were made of others' rows, are not in the meta run's record.
+    bad = dict(record.get("sources", {}).get(name, {}).get("bad", {}))
     for receipt in store.receipts("train", name):
         for reason in receipt["bad"].values():
             bad[reason] = bad.get(reason, 0) + 1

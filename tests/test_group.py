@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from gradex.meta_train import Config as MetaConfig
 from gradex.meta_train import meta_train
 from gradex.project import Config as ProjectConfig
 from gradex.project import project
+from gradex.report import Config as ReportConfig
+from gradex.report import report
 from gradex.select_sources import Config as SelectConfig
 from gradex.select_sources import select_sources
 from gradex.selection.choice import Selection
@@ -63,7 +66,8 @@ def config(store: GradientStore, **more) -> Config:
     return Config(store=str(store.path), **more)
 
 
-def test_clusters_go_all_the_way_like_any_source(store):
+def test_clusters_go_all_the_way_like_any_source(store, world):
+    shutil.copytree(world / "runs", "runs")
     assert len(store.points()) == 2, "or the test says nothing of them"
     run = group(config(store, source=["mixed"], num_clusters=4))
     made = open_store(str(run))
@@ -76,6 +80,7 @@ def test_clusters_go_all_the_way_like_any_source(store):
     assert set(chosen.selected) <= set(made.sources) and chosen.store == str(made.path)
     tuned = finetune(FinetuneConfig(max_steps=1))
     assert json.loads((tuned / "results.json").read_text())["selected"] == chosen.selected
+    assert "mixed/cluster-000" in report(ReportConfig()).read_text()
 
 
 def test_the_rows_and_their_estimates_are_those_of_the_source(store):
