@@ -73,8 +73,8 @@ def _readers(to: str, portions: Sequence[Portion]) -> Readers:
     left_out = {name: reason for name, reason in reasons.items() if reason}
     if to in left_out:
         raise GradexError(
-            f"--to {to}: {left_out[to]}, which {to} cannot be given to train as gradex does; "
-            "--to jsonl and --to hf hold any rows"
+            f"--to {to}: {left_out[to]}; {to} would not train on these rows as gradex does, so say "
+            "--to jsonl or --to hf, which take any"
         )
     for name, reason in left_out.items():
         log.warning("no files for %s: %s", name, reason)

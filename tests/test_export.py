@@ -78,14 +78,15 @@ def records_of(folder: Path) -> dict[str, list[dict]]:
 def load(folder: Path, *name: str):
     from datasets import load_dataset
 
-    return load_dataset(str(folder), *name, split="train", cache_dir="cache")
+    return load_dataset(str(folder), *name, split="train")
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
+def offline(monkeypatch, tmp_path):
     from datasets import config
 
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_names_that_mean_something_elsewhere_are_only_names():
         assert len(load(folder, config["config_name"]).unique("source")) == 1
 
 
-def test_load_dataset_reads_all_sources_and_each(monkeypatch):
+def test_load_dataset_reads_all_sources_and_each():
     selection = select({name: pairs(name) for name in ("one", "two")})
     folder = exported(to="hf")
     every = load(folder)
@@ -286,8 +287,7 @@ def test_the_folder_can_be_moved_and_repeats_itself():
         assert "out/" not in Path("moved", name).read_text().replace("output/", "")
 
 
-def test_a_selection_brings_no_trust(refused):
-    """Nor does the exported folder hand any on."""
+def test_a_selection_hands_no_trust_on():
     base = DEMO | {"trust_remote_code": True, "allow_pickle": True}
     select({"one": pairs("one")}, base=base)
     folder = exported()
@@ -295,7 +295,7 @@ def test_a_selection_brings_no_trust(refused):
         assert "trust" not in path.read_text()
 
 
-def test_the_newest_selection_is_taken_without_flags(monkeypatch):
+def test_the_newest_selection_is_taken_without_flags():
     select({"one": pairs("one")})
     run = Path("runs/select_sources/x")
     run.mkdir(parents=True)

@@ -20,6 +20,7 @@ rows, steps, batches, adapter and learning rate. What differs:
 - Trainers average the loss over the tokens of a batch, gradex over its rows.
 - A tokenizer needs a chat template, which gradex does without. trl learns the assistant's turns
   only where the template marks them or trl knows the model.
+- Plain texts begin with a start token only where the tokenizer adds it by itself.
 - open-instruct adapts the layers it names itself, in bfloat16.
 - With several devices, divide the batch size by their number.
 """
