@@ -1,13 +1,12 @@
 """Writes the model card of an adapter: what it was trained on and how to load it."""
 
 import json
-import re
 from collections.abc import Mapping
 
 from huggingface_hub import ModelCardData
 
-from gradex.reporting.names import one_line
-from gradex.reporting.quantities import MISSING, count, mean_and_spread, percent
+from gradex.reporting.markdown import code, fenced, table_row
+from gradex.reporting.quantities import count, mean_and_spread, percent
 from gradex.reporting.tables import metric_name
 
 CLASSES = {
@@ -33,14 +32,14 @@ def adapter_card(
     those of the sources in the training, where they were not mixed by their rows."""
     parts = [
         _front_matter(base),
-        f"# LoRA adapter for {_code(target)}" if target else "# LoRA adapter of all sources",
+        f"# LoRA adapter for {code(target)}" if target else "# LoRA adapter of all sources",
         _training(base, target, selected=selected, method=method, shares=shares or {}),
         _results(results),
         "## How to load it",
         _loading(base, family),
         "## How it was made",
-        _fenced(command, "sh"),
-        "\n".join(f"- {_code(name)} {_code(version)}" for name, version in versions.items()),
+        fenced(command, "sh"),
+        "\n".join(f"- {code(name)} {code(version)}" for name, version in versions.items()),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -60,33 +59,28 @@ def _training(
     base: str, target: str | None, *, selected: list[str], method: str, shares: Mapping[str, float]
 ) -> str:
     sources = "1 source" if len(selected) == 1 else f"{len(selected)} sources"
-    opening = f"A LoRA adapter of {_code(base)}, meta-trained with gradex on {sources}:"
+    opening = f"A LoRA adapter of {code(base)}, meta-trained with gradex on {sources}:"
     if target:
         opening = (
-            f"A LoRA adapter of {_code(base)}, fine-tuned with gradex for {_code(target)} on "
-            f"{sources} chosen by {_code(method)} selection:"
+            f"A LoRA adapter of {code(base)}, fine-tuned with gradex for {code(target)} on "
+            f"{sources} chosen by {code(method)} selection:"
         )
     told = {name: f": {percent(share)} of the training" for name, share in shares.items()}
-    return "\n".join([opening, "", *(f"- {_code(name)}{told.get(name, '')}" for name in selected)])
+    return "\n".join([opening, "", *(f"- {code(name)}{told.get(name, '')}" for name in selected)])
 
 
 def _results(results: list[dict]) -> str:
     if not results:
         return ""
     metric = metric_name(results)
-    head = ["Model", "Sources", "Test loss", *([_code(metric)] if metric else [])]
+    head = ["Model", "Sources", "Test loss", *([code(metric)] if metric else [])]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in results:
-        cells = [_code(row["name"]), count(row.get("sources")), mean_and_spread(row.get("loss"))]
+        cells = [code(row["name"]), count(row.get("sources")), mean_and_spread(row.get("loss"))]
         if metric:
             cells.append(mean_and_spread((row.get("metric") or {}).get("values")))
         rows.append(cells)
-    return "\n".join(["## Results", "", *map(_table_row, rows)])
-
-
-def _table_row(cells: list[str]) -> str:
-    # A bar ends a cell even inside a code span.
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+    return "\n".join(["## Results", "", *map(table_row, rows)])
 
 
 def _loading(base: str, family: str) -> str:
@@ -97,22 +91,4 @@ def _loading(base: str, family: str) -> str:
         load_base = "...  # the base model named above"
         imports = "from peft import PeftModel"
     load_adapter = 'PeftModel.from_pretrained(base, "path/to/this/folder")'
-    return _fenced(f"{imports}\n\nbase = {load_base}\nmodel = {load_adapter}", "python")
-
-
-def _code(text: object) -> str:
-    """A code span, inside which Markdown and HTML mean nothing, whatever the text holds."""
-    line = one_line(text).strip() or MISSING
-    fence = "`" * (_longest_run(line) + 1)
-    # A backtick at an end would join the fence.
-    padding = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{padding}{line}{padding}{fence}"
-
-
-def _fenced(text: str, language: str) -> str:
-    fence = "`" * max(3, _longest_run(text) + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
-def _longest_run(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)
+    return fenced(f"{imports}\n\nbase = {load_base}\nmodel = {load_adapter}", "python")
