@@ -15,7 +15,7 @@ REQUIRES = [
     "lightning>=2.6",  # training: devices, precision, strategies, checkpoints
     "traker>=0.3.2",  # trak's CUDA projection kernels (GPU engine, not used yet)
     "datasets>=4.0",  # saved and hub data sets; brings pyarrow for parquet
-    "scikit-learn>=1.6",  # clustering of rows (not used yet)
+    "scikit-learn>=1.6",  # clusters of rows
     "numpy>=2.0",  # the store's arrays and the estimators' algebra
     "scipy>=1.13",  # ranks, linear programs, optimisers
     "joblib>=1.4",  # estimates over many processes (not used yet)
@@ -33,6 +33,7 @@ DEV = [
     "hypothesis>=6.100",  # laws on drawn inputs
     "pytest>=8.3",
     "ruff>=0.9",  # format and lint
+    "trl>=1.0",  # a trainer that reads what export writes
 ]
 
 setup(
