@@ -112,9 +112,8 @@ class Calibrated:
         )
 
     def gains(self, before: Subset, after: Subset) -> Float[np.ndarray, "3 target"]:
-        """What the value before lies above that after, and the ends of its 90% interval. Far apart
-        on the scale of the outcomes is taken to be as far on either side of the two values' middle.
-        """
+        """What the value before lies above that after, and the ends of its 90% interval: distances
+        on the scale without bounds, laid evenly about the middle of the two and brought back."""
         seen = self.view_.points([before, after])
         found = [
             (one.predict(points)[0].mean(), *one.difference(points[[0]], points[[1]]))

@@ -21,13 +21,13 @@ from jaxtyping import Float
 from scipy.stats import t as student
 
 from gradex.data.subsets import Subset
+from gradex.estimators.anchored import LEVEL
 from gradex.estimators.averaged import Averaged
 from gradex.estimators.calibrated import Calibrated
 from gradex.estimators.protocol import Estimator, members
 from gradex.estimators.regression import Regression, target_rows
 from gradex.gradients.store import Block, GradientStore
 
-LEVEL = 0.9
 # Two subsets, before and after: the interval of value(before) - value(after).
 GainInterval = Callable[[Subset, Subset], tuple[float, float]]
 Rows = Float[np.ndarray, "_ dim"]
