@@ -227,6 +227,17 @@ def test_the_unit_of_the_gradients_does_not_matter(name, size):
     np.testing.assert_allclose(scaled, weights, atol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_balance_stands_gradients_of_very_different_lengths(seed, caplog):
+    """As late in a training: the good sources' gradients are all but gone, the others' are not."""
+    rows, target = drawn(6, 9, seed=seed)
+    rows[:3] *= 10.0 ** np.random.default_rng(seed).uniform(-7, -4, size=(3, 1))
+    gram, b = products(rows, 1e-5 * target)
+    weights = balance_weights(gram, b)
+    short = gram @ weights - balance_bounds(b)
+    assert (short >= -1e-6 * np.abs(gram).max(1)).all() and not caplog.text
+
+
 @ALL
 def test_one_source_has_all(name):
     assert SOLVERS[name](np.array([[2.5]]), np.array([0.5])).tolist() == pytest.approx([1.0])
