@@ -191,11 +191,17 @@ def _means(losses: Mapping[str, Losses], choices: Mapping[str, Choices]) -> list
         regret = by_target - np.stack([found[BEST] for found in losses.values()])
         by_seed = by_target.mean(0)
         chosen = [subset for found in choices.values() for subset in found.get(method, ())]
-        wrong = sum(name.startswith("wrong_") for subset in chosen for name in subset)
-        counts = [f"{np.mean([len(s) for s in chosen]):.1f}", f"{wrong / len(chosen):.1f}"]
         loss = f"{number(by_seed.mean())} ± {number(by_seed.std())}"
-        rows.append((method, [loss, number(regret.mean()), *(counts if chosen else ("", ""))]))
+        rows.append((method, [loss, number(regret.mean()), *_counted(chosen)]))
     return rows
+
+
+def _counted(chosen: Sequence[Subset]) -> list[str]:
+    """Sources in a choice, and those of them with wrong answers, on average."""
+    if not chosen:
+        return ["", ""]
+    wrong = [sum(name.startswith("wrong_") for name in subset) for subset in chosen]
+    return [f"{np.mean([len(subset) for subset in chosen]):.1f}", f"{np.mean(wrong):.1f}"]
 
 
 def _by_target(losses: Mapping[str, Losses]) -> list[Row]:
