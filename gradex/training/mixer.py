@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from gradex.data.sources import Source
 from gradex.data.tokens import Encoder, Example, encode_all
@@ -90,15 +91,20 @@ def _some(examples: Sequence[Example], count: int, generator: np.random.Generato
 
 
 def _balanced(pulls: dict[str, Tensor], goal: Float[Tensor, " param"]) -> Shares:
+    """Of directions: a source that is nearly mastered pulls little, and the program, which goes by
+    lengths, would pass it over for one that pulls hard at something else. None is left of one that
+    does not pull at all."""
     for name, pull in (pulls | {"the target": goal}).items():
         if not torch.isfinite(pull).all():
             raise GradexError(
                 f"--mixer: the gradient of {name} is not finite; try a lower --learning_rate"
             )
-    rows = torch.stack(list(pulls.values()))
-    gram, towards = (rows @ rows.T).double().numpy(), (rows @ goal).double().numpy()
-    weights = np.clip(balance_weights(gram, towards), 0, None)
-    return dict(zip(pulls, (weights / weights.sum()).tolist(), strict=True))
+    moving = [name for name, pull in pulls.items() if pull.norm() > 0]
+    rows = normalize(torch.stack([pulls[name] for name in moving]))
+    gram, towards = rows @ rows.T, rows @ normalize(goal, dim=0)
+    weights = np.clip(balance_weights(gram.double().numpy(), towards.double().numpy()), 0, None)
+    found = dict(zip(moving, (weights / weights.sum()).tolist(), strict=True))
+    return {name: found.get(name, 0.0) for name in pulls}
 
 
 class ParetoMixer(pl.Callback):

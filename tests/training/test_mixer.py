@@ -177,6 +177,20 @@ def test_the_targets_test_rows_play_no_part(world):
             target_examples(encoder, target_of(test=[row]), labelled=labelled)
 
 
+def test_shares_go_by_directions_alone():
+    """However far a source or the target pulls; one that does not pull gets nothing."""
+    generator = torch.Generator().manual_seed(0)
+    goal = torch.randn(50, generator=generator)
+    pulls = {name: goal + torch.randn(50, generator=generator) for name in "abc"}
+    found = mixers._balanced(pulls, goal)
+    scaled = {
+        name: pull * scale
+        for (name, pull), scale in zip(pulls.items(), (1e-6, 1, 1e5), strict=True)
+    }
+    assert mixers._balanced(scaled, goal / 7) == pytest.approx(found, abs=1e-4)
+    assert mixers._balanced(pulls | {"d": torch.zeros(50)}, goal)["d"] == 0
+
+
 def test_a_gradient_that_is_not_finite_names_its_source():
     pulls = {"good": torch.ones(3), "bad": torch.tensor([1.0, np.nan, 0.0])}
     with pytest.raises(GradexError, match="gradient of bad is not finite"):
