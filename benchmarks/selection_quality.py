@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 from estimate_quality import Row, number, say
-from gradex.estimators.gains import gain_interval
 from quality_worlds import Truth, World, demo_world, entered, held_out_sets, store_of, text_world
 
 from gradex.arguments import AnchorArguments, EstimatorArguments
@@ -33,6 +32,7 @@ from gradex.data.subsets import Subset, sample_subsets
 from gradex.data.tokens import encode_all
 from gradex.data.true_runs import scores_of
 from gradex.estimators import make_calibrated, make_estimator
+from gradex.estimators.gains import gain_interval
 from gradex.estimators.protocol import Estimator
 from gradex.gradients.meta_training import meta_training_of
 from gradex.gradients.store import GradientStore
