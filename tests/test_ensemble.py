@@ -83,11 +83,11 @@ def test_what_is_written_is_what_can_be_loaded(model_folder, toy_tasks, labelled
     assert [row["target"] for row in results["targets"]] == list(TARGETS)
     sources, ensemble = load_data(settings), load_ensemble(run)
     for row in results["targets"]:
-        target, mixture = sources[row["target"]], ensemble.of(row["target"])
-        again = score(mixture, target.rows["test"], ensemble.encoder, target.metric)
+        target, blend = sources[row["target"]], ensemble.of(row["target"])
+        again = score(blend, target.rows["test"], ensemble.encoder, target.metric)
         assert again == pytest.approx(row["ensemble"], rel=1e-5)
         examples, _ = encode_all(ensemble.encoder, target.rows["select"])
-        select = row_losses(mixture, examples, ensemble.encoder).mean()
+        select = row_losses(blend, examples, ensemble.encoder).mean()
         assert select == pytest.approx(row["select_loss"], rel=1e-5)
         assert row["select_loss"] <= min(row["select_losses"].values()) + 1e-7
         assert row["best"] == min(row["select_losses"], key=row["select_losses"].get)
@@ -199,7 +199,10 @@ BAD_GROUPS = {
 BAD_SELECTIONS = {
     "other gradients": (lambda s: s.update(fingerprint="g"), ["group-1", "first group"]),
     "other targets": (lambda s: s.update(targets={"copy": 1.0}), ["its targets are copy"]),
-    "shares": (lambda s: s.update(weights={"upper": 1.0}), ["shares or single rows"]),
+    "shares": (
+        lambda s: s.update(weights={"upper": 0.5, "noise_two": 0.5}),
+        ["shares or single rows"],
+    ),
     "rows": (lambda s: s.update(rows={"upper": ["id"]}), ["shares or single rows"]),
 }
 
@@ -255,7 +258,7 @@ def test_rows_that_have_changed(capsys, groups, toy_tasks):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--selection", "chosen"], ["--ensemble", "--selection"]),
+        (["--selection", "chosen"], ["--selection", "beside --ensemble"]),
         (["--devices", "2"], ["--devices", "one device"]),
         (["--num_train_epochs", "2"], ["--num_train_epochs", "--max_steps"]),
     ],

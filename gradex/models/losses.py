@@ -63,14 +63,6 @@ def sample_objectives(
     return _mean_over_labels(found, len(batch["labels"]))
 
 
-def label_losses(
-    model: nn.Module, batch: Batch, family: Family
-) -> tuple[Float[Tensor, " label"], Int[Tensor, " label"]]:
-    """-log p of every label token, sample by sample, and the sample that each belongs to."""
-    found = label_logits(model, batch, family)
-    return softplus(-margins(found.logits, found.labels)), found.owner
-
-
 class LabelLogits(NamedTuple):
     """What the model says at each label token, which token that is, and whose."""
 

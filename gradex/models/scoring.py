@@ -6,12 +6,13 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import logsigmoid
 
 from gradex.data.formats import Row
 from gradex.data.metrics import METRICS
 from gradex.data.tokens import Batch, Encoder, Example, collate, encode_all, token_batches
 from gradex.errors import GradexError
-from gradex.models.losses import label_losses, sample_objectives
+from gradex.models.losses import label_logits, margins, sample_objectives
 from gradex.progress import progress
 
 TOKENS_PER_BATCH = 4096
@@ -64,17 +65,18 @@ def label_log_probs(
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> list[np.ndarray]:
     """The log-probability of every label token, an array an example, in their order."""
-    found = [np.empty(0)] * len(examples)
+    log_probs = [np.empty(0)] * len(examples)
     with progress("label tokens", len(examples), unit="row") as bar:
         for positions in token_batches([e.length for e in examples], tokens_per_batch):
             batch = batch_on(model, [examples[i] for i in positions], encoder)
-            losses, owner = label_losses(model, batch, encoder.family)
-            ends = owner.bincount(minlength=len(positions)).cumsum(0)[:-1].tolist()
-            parts = np.split(-losses.cpu().numpy(), ends)
+            found = label_logits(model, batch, encoder.family)
+            values = logsigmoid(margins(found.logits, found.labels)).cpu().numpy()
+            ends = found.owner.bincount(minlength=len(positions)).cumsum(0)[:-1].tolist()
+            parts = np.split(values, ends)
             for position, part in zip(positions, parts, strict=True):
-                found[position] = part
+                log_probs[position] = part
             bar.update(len(positions))
-    return found
+    return log_probs
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from gradex.adapters.mixture import Mixture
+from gradex.adapters.blend import Blend
 from gradex.adapters.spec import export, load_all
 from gradex.data.formats import Row
 from gradex.data.sources import Source, Sources
@@ -50,11 +50,11 @@ class Ensemble:
     encoder: Encoder
     weights: Mapping[str, Mapping[str, float]]
 
-    def of(self, target: str) -> Mixture:
+    def of(self, target: str) -> Blend:
         """A model whose logits are the ensemble's log-probabilities, weighted for a target."""
         if target not in self.weights:
             raise unknown("target", target, self.weights, "the ensemble")
-        return Mixture(self.model, self.weights[target])
+        return Blend(self.model, self.weights[target])
 
 
 def load_ensemble(
@@ -92,23 +92,20 @@ def tune_ensemble(
 
     A finished adapter in the folder is kept, and one whose training broke off is gone on with.
     """
-    names = member_names(len(groups))
-    jobs = dict(zip(names, groups.members, strict=True)) | dict.fromkeys(SINGLES, groups.sources)
-    for name, members in jobs.items():
+    members = dict(zip(member_names(len(groups)), groups.members, strict=True))
+    for name, trained_on in (members | dict.fromkeys(SINGLES, groups.sources)).items():
         longer = len(groups) if name == "one_longer" else 1
         own = replace(recipe, max_steps=longer * recipe.max_steps)
-        _train(own, sources, members, max_length=max_length, folder=folder, name=name)
+        _train(own, sources, trained_on, max_length=max_length, folder=folder, name=name)
     base, encoder = load_base_and_encoder(recipe.base, sources, max_length=max_length)
     base = on_best_device(base)
-    before = {name: _scores(base.model, sources[name], encoder) for name in groups.targets}
-    model = _with_adapters(base, {name: folder / _place(name) for name in jobs})
-    measured = [
-        _measure(model, sources[target], encoder, names) | {"base": before[target]}
-        for target in groups.targets
-    ]
-    _record(folder, recipe.base, measured, names, encoder=encoder, classes=class_names(sources))
-    for row in measured:
-        log.info("%s: test loss %s", row["target"], _told(row, len(groups)))
+    targets = [sources[name] for name in groups.targets]
+    before = [{"base": _scores(base.model, target, encoder)} for target in targets]
+    model = _with_adapters(base, {name: folder / _place(name) for name in (*members, *SINGLES)})
+    after = [_measure(model, target, encoder, list(members)) for target in targets]
+    _record(folder, recipe.base, after, encoder=encoder, classes=class_names(sources))
+    measured = [row | base_row for row, base_row in zip(after, before, strict=True)]
+    _tell(measured, len(groups))
     return {
         "method": "ensemble",
         "groups": groups.members,
@@ -181,7 +178,7 @@ def _measure(
     for key, name in singles.items():
         model.set_adapter(name or key)
         measured[key] = _scores(model, target, encoder)
-    return measured | {"ensemble": _scores(Mixture(model, shares), target, encoder)}
+    return measured | {"ensemble": _scores(Blend(model, shares), target, encoder)}
 
 
 def token_log_probs(
@@ -205,7 +202,6 @@ def _record(
     folder: Path,
     base: BaseSpec,
     measured: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
     *,
     encoder: Encoder,
     classes: Sequence[str],
@@ -217,16 +213,17 @@ def _record(
         "base": {key: described[key] for key in SHAPE["base"]},
         "max_length": encoder.max_length,
         "classes": list(classes),
-        "adapters": {name: _place(name) for name in names},
+        "adapters": {name: _place(name) for name in measured[0]["weights"]},
         "weights": {row["target"]: row["weights"] for row in measured},
     }
     write_json(folder / "ensemble.json", content)
 
 
-def _told(row: Mapping[str, Any], members: int) -> str:
-    return (
-        f"{row['ensemble']['loss']:.3f} by the ensemble of {members} adapters, "
-        f"{row['one']['loss']:.3f} by one adapter on all their sources "
-        f"({row['one_longer']['loss']:.3f} with {members} times the steps), "
-        f"{row['best_member']['loss']:.3f} by the best member"
-    )
+def _tell(measured: Sequence[Mapping[str, Any]], members: int) -> None:
+    for row in measured:
+        log.info(
+            "%s: test loss %.3f by the ensemble of %d adapters, %.3f by one adapter on all their "
+            "sources (%.3f with %d times the steps), %.3f by the best member", row["target"],
+            row["ensemble"]["loss"], members, row["one"]["loss"], row["one_longer"]["loss"],
+            members, row["best_member"]["loss"],
+        )  # fmt: skip

@@ -1,9 +1,9 @@
-"""A mixture of adapters: the mean of their probabilities, written and scored like a model's."""
+"""A blend of adapters: the mean of their probabilities, written and scored like a model's."""
 
 import pytest
 import torch
 
-from gradex.adapters.mixture import Mixture
+from gradex.adapters.blend import Blend
 from gradex.adapters.spec import AdapterSpec, attach, export, load_all
 from gradex.data.formats import to_row
 from gradex.data.tokens import Encoder
@@ -48,7 +48,7 @@ def test_probabilities_are_averaged(members):
     model, _ = members("llama")
     one, two = (log_probs(model, name).exp() for name in NAMES)
     assert (one - two).abs().max() > 0.1 * one.max()
-    mixed = Mixture(model, {"one": 0.3, "two": 0.7})(input_ids=torch.tensor([[1, 20, 30, 40]]))
+    mixed = Blend(model, {"one": 0.3, "two": 0.7})(input_ids=torch.tensor([[1, 20, 30, 40]]))
     torch.testing.assert_close(mixed.logits.exp(), 0.3 * one + 0.7 * two)
 
 
@@ -56,34 +56,34 @@ def test_probabilities_are_averaged(members):
 def test_all_weight_on_one_is_this_one(members, kind):
     """Its scores and its texts, with caches and padding, as transformers writes them."""
     model, encoder = members(kind)
-    mixture = Mixture(model, {"one": 0.0, "two": 1.0})
+    blend = Blend(model, {"one": 0.0, "two": 1.0})
     model.set_adapter("two")
     own, texts = score(model, ROWS, encoder, "exact_match"), generate(model, ROWS, encoder)
     model.set_adapter("one")
     assert generate(model, ROWS, encoder) != texts
-    assert score(mixture, ROWS, encoder, "exact_match") == pytest.approx(own, rel=1e-5)
-    assert generate(mixture, ROWS, encoder) == texts
+    assert score(blend, ROWS, encoder, "exact_match") == pytest.approx(own, rel=1e-5)
+    assert generate(blend, ROWS, encoder) == texts
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_do_not_depend_on_the_batches(members, kind):
     model, encoder = members(kind)
-    mixture = Mixture(model, {"one": 0.5, "two": 0.5})
-    together = generate(mixture, ROWS, encoder)
-    assert together == generate(mixture, ROWS, encoder, tokens_per_batch=1)
+    blend = Blend(model, {"one": 0.5, "two": 0.5})
+    together = generate(blend, ROWS, encoder)
+    assert together == generate(blend, ROWS, encoder, tokens_per_batch=1)
 
 
 @torch.no_grad()
-def test_every_token_is_the_likeliest_of_the_mixture(members):
+def test_every_token_is_the_likeliest_of_the_blend(members):
     """A slow loop that reads everything again for each token."""
     model, encoder = members("gpt2")
-    mixture = Mixture(model, {"one": 0.5, "two": 0.5})
+    blend = Blend(model, {"one": 0.5, "two": 0.5})
     ids = torch.tensor(encoder.prompt_ids(ROWS[1]))[None]
-    fast = mixture.generate(
+    fast = blend.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, pad_token_id=0,
         eos_token_id=[-1],
     )  # fmt: skip
     for _ in range(6):
-        best = mixture(input_ids=ids).logits[:, -1].argmax(-1)
+        best = blend(input_ids=ids).logits[:, -1].argmax(-1)
         ids = torch.cat([ids, best[:, None]], dim=1)
     assert torch.equal(fast, ids)

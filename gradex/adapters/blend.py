@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from gradex.models.load import bare
 
 
-class Mixture(nn.Module):
-    """Works like a model of transformers whose logits are the mixture's log-probabilities.
+class Blend(nn.Module):
+    """Works like a model of transformers whose logits are the blend's log-probabilities.
 
     `weights` names adapters of the peft model, each with its share; one of weight 0 is not run.
     Every forward pass is one pass of the base a member, and leaves the last member's adapter set.
