@@ -15,13 +15,12 @@ from statistics import fmean
 
 import numpy as np
 from estimate_quality import Row, number, say
-from gradex.training.groups import FORMAT
 from quality_worlds import demo_world, entered, store_of
 
 from gradex.finetune import Config, finetune
 from gradex.gradients.store import GradientStore
-from gradex.records import write_json
 from gradex.selection.choice import Choice, make_selection
+from gradex.selection.groups import write_groups
 
 STRINGS = "copy count first last reverse reverse_digits sort sort_digits".split()
 NUMBERS = "add subtract multiply max min".split()
@@ -63,15 +62,12 @@ def _drawn(sources: Sequence[str]) -> list[list[str]]:
 
 def _measured(folder: Path, groups: Sequence[list[str]], store: GradientStore) -> list[dict]:
     shutil.rmtree(folder, ignore_errors=True)
-    files = [f"group-{count}/selection.json" for count in range(len(groups))]
-    for file, sources in zip(files, groups, strict=True):
-        (folder / file).parent.mkdir(parents=True)
-        targets = dict.fromkeys(store.targets, 1.0)
-        selection = make_selection(Choice(sources, 0.0), store, method="group", targets=targets)
-        selection.write(folder / file)
-    entries = [{"sources": s, "selection": f} for s, f in zip(groups, files, strict=True)]
-    content = {"format": FORMAT, "groups": entries, "store": str(store.path)}
-    write_json(folder / "groups.json", content)
+    targets = dict.fromkeys(store.targets, 1.0)
+    selections = [
+        make_selection(Choice(sources, 0.0), store, method="group", targets=targets)
+        for sources in groups
+    ]
+    write_groups(folder, selections)
     run = finetune(Config(ensemble=str(folder)))
     return json.loads((run / "results.json").read_text())["targets"]
 

@@ -22,7 +22,7 @@ def store_of(path, sources: dict, targets: dict, *, loss=1.5, shard_rows: int = 
             rows["id"] = [f"{name}{i}" for i in range(len(rows))]
             rows["split"] = "train" if side == "train" else "select"
             rows["grad_norm"] = np.linalg.norm(gradients, axis=1)
-            rows["ok"], rows["scale"] = True, 1
+            rows["ok"], rows["scale"], rows["n_tokens"] = True, 1, 2
             rows["loss"] = loss[name] if isinstance(loss, dict) else loss
             for i, shard in enumerate(store.enter(side, name, rows=len(rows), data_hash="h")):
                 part = slice(shard_rows * i, shard_rows * (i + 1))

@@ -348,6 +348,12 @@ BAD_FLAGS = [
     ("select_sources", "max_sources", "-1", "above 0"),
     ("select_sources", "min_gain", "nan", ""),
     ("select_sources", "method", "foo", "forward"),
+    ("select_sources", "must", "gone", "one, three, two"),
+    ("select_sources", "never", "gone", "one, three, two"),
+    ("select_sources", "budget", "1", "the smallest source"),
+    ("select_sources", "budget", "0", "above 0"),
+    ("select_sources", "max_share", "0.1", "need 10 sources, found 3"),
+    ("select_sources", "min_share", "2", "at most 1"),
     ("finetune", "max_steps", "0", "above 0"),
     ("finetune", "lora_r", "-1", "above 0"),
     ("pipeline", "project_dim", "0", "above 0"),
@@ -737,7 +743,8 @@ BAD_STORES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 def test_bad_store(refused, copied, stage, name):
     damage, says = BAD_STORES[name]
     damage(copied.store)
-    refused(stage, "--store", "store", "--num_subsets", "4", "--output_dir", "run", says=says)
+    few = ["--num_subsets", "4"] if stage == "estimate" else []
+    refused(stage, "--store", "store", *few, "--output_dir", "run", says=says)
     assert not Path("run").exists() and not Path("trapped_array").exists()
 
 

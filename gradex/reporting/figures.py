@@ -119,27 +119,23 @@ def source_transfer(transfer: dict, first: str) -> str:
     )
 
 
-def selection_path(trace: list[dict], *, base_value: float | None = None) -> str:
-    """The value after each step of forward selection, with the name of the source it added."""
-    steps = [(f"{row['step']}  {short(row['added'])}", row.get("value")) for row in trace]
-    steps = steps[:MOST_STEPS]
-    if not finite(value for _, value in steps):
+def selection_path(path: list[dict]) -> str:
+    """The value after each step of a search, with what the step did."""
+    steps = path[:MOST_STEPS]
+    if not finite(step.get("value") for step in steps):
         return ""
-    if is_finite(base_value):
-        steps.insert(0, ("no source", base_value))
-    names, values = zip(*steps, strict=True)
-    rows = np.arange(len(steps))
+    values, rows = np.array([step.get("value") for step in steps], dtype=float), range(len(steps))
     with drawing(440, 70 + ROW * len(steps)) as (figure, axes):
-        axes.plot(np.array(values, dtype=float), rows, color=FAINT, linewidth=1.5)
-        axes.scatter(np.array(values, dtype=float), rows, s=38, color=ACCENT, zorder=3)
+        axes.plot(values, rows, color=FAINT, linewidth=1.5)
+        axes.scatter(values, rows, s=38, color=ACCENT, zorder=3)
         axes.set_xlabel("estimated value (lower is better)")
-        _named_rows(axes, list(names))
+        _named_rows(axes, [f"{step['step']}  {short(step['did'])}" for step in steps])
         return inline_svg(
             figure,
             "selection-path",
             title="Selection path",
-            description=f"Estimated value after each of the first {len(trace[:MOST_STEPS])} steps, "
-            "with the source each step added.",
+            description=f"Estimated value after each of the first {len(steps)} steps, with what "
+            "the step did.",
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
-from gradex.reporting import ensembles, figures, quantities, sentences, tables
+from gradex.reporting import ensembles, figures, paths, quantities, sentences, tables
 
 TEMPLATE = "report.html.jinja"
 MOST_PANELS = 12
@@ -125,15 +125,16 @@ def _transfer(report: dict) -> dict:
 
 
 def _selection(selection: dict) -> dict:
-    # Other methods leave a trace too, which is no path.
-    trace = (selection.get("trace") or []) if selection.get("method") == "forward" else []
-    scores = selection.get("scores") or {}
-    path = figures.selection_path(trace, base_value=selection.get("base_value"))
-    effects = "" if trace else figures.source_effects(scores, selection.get("selected") or [])
+    path, scores = paths.path_of(selection), selection.get("scores") or {}
+    # Of other methods the scores are not means over random sets.
+    means = scores if selection.get("method") == "random_ensemble" else {}
+    effects = figures.source_effects(means, selection.get("selected") or [])
     return {
-        "trace": trace[: figures.MOST_STEPS],
-        "steps_left_out": len(trace[figures.MOST_STEPS :]),
-        "path": Markup(path),
+        "path": path[: figures.MOST_STEPS],
+        "path_how": paths.HOW.get(selection.get("method", ""), ""),
+        "steps_left_out": len(path[figures.MOST_STEPS :]),
+        "path_figure": Markup(figures.selection_path(path)),
+        "ending": paths.ending(selection),
         "effects": Markup(effects),
         "effects_left_out": len(scores) - figures.MOST_BARS,
     }

@@ -55,8 +55,10 @@ class TargetArguments:
 class RuleArguments:
     """What the choice has to keep to."""
 
-    must: list[str] | None = option(None, "sources to choose in any case")
-    never: list[str] | None = option(None, "sources to leave out, of the estimates as well")
+    must: list[str] | None = option(None, "sources to choose in any case; default: none")
+    never: list[str] | None = option(
+        None, "sources to leave out, of the estimates as well; default: none"
+    )
     max_sources: int | None = option(None, "at most this many sources; default: no limit")
     budget: int | None = option(
         None, "at most so many rows or tokens in the chosen sources together; default: no limit"
@@ -84,6 +86,8 @@ def targets_of(arguments: TargetArguments, store: GradientStore) -> dict[str, fl
 
 def rules_of(arguments: RuleArguments, store: GradientStore) -> Rules:
     """The rules, checked to leave something to choose."""
+    if not store.sources:
+        raise GradexError(f"{store.path}: holds no source; run project again")
     rules = Rules(
         must=frozenset(arguments.must or ()),
         never=frozenset(arguments.never or ()),

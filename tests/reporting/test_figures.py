@@ -26,7 +26,7 @@ def drawn(name: str = "sort") -> list[str]:
     return [
         figures.estimate_against_truth([target, target]),
         figures.estimate_against_truth([target], calibrated=True),
-        figures.selection_path([{"step": 1, "added": name, "value": 0.4}], base_value=1.0),
+        figures.selection_path([{"step": 1, "did": name, "value": 0.4}]),
         figures.source_effects({name: -0.2, "other": 0.1}, [name]),
         figures.training_curves([{"name": name, "steps": [1, 2], "loss": [1.0, 0.5]}]),
     ]
@@ -111,7 +111,7 @@ def test_a_figure_without_data_is_empty() -> None:
     assert figures.estimate_against_truth([]) == ""
     assert figures.estimate_against_truth([hollow]) == ""
     assert figures.selection_path([]) == ""
-    assert figures.selection_path([{"step": 1, "added": "a", "value": None}]) == ""
+    assert figures.selection_path([{"step": 1, "did": "a", "value": None}]) == ""
     assert figures.source_effects({"a": math.nan}, []) == ""
     assert figures.training_curves([{"name": "a", "steps": [1], "loss": [math.nan]}]) == ""
 
@@ -143,8 +143,8 @@ def test_equal_points_and_single_steps_have_room() -> None:
 
 
 def test_long_lists_are_cut() -> None:
-    trace = [{"step": i, "added": f"s{i}", "value": 1.0 / i} for i in range(1, 100)]
-    assert f"s{figures.MOST_STEPS + 1}<" not in figures.selection_path(trace)
+    path = [{"step": i, "did": f"s{i}", "value": 1.0 / i} for i in range(1, 100)]
+    assert f"s{figures.MOST_STEPS + 1}<" not in figures.selection_path(path)
     scores = {f"s{i:03}": float(i) for i in range(100)}
     text = figures.source_effects(scores, ["s000"])
     assert "s000<" in text and f"s{figures.MOST_BARS:03}<" not in text
