@@ -78,15 +78,13 @@ class Config(TrainArguments, TrustArguments):
 
 
 def _require_ensemble_flags(config: Config) -> None:
-    for flag, is_set in (("selection", config.selection), ("mixer", config.mixer != "none")):
-        if is_set:
-            raise GradexError(f"--ensemble: found beside --{flag}; say one of them")
     require_one_device(config, "each adapter of an ensemble is trained on one device")
-    if config.num_train_epochs is not None:
-        raise GradexError(
-            "--num_train_epochs: every adapter of an ensemble is trained for the same number of "
-            "steps; say --max_steps"
-        )
+    for flag in ("selection", "mixer", "num_train_epochs"):
+        if getattr(config, flag) != getattr(Config, flag):
+            raise GradexError(
+                f"--{flag}: found beside --ensemble, which trains all its adapters for the same "
+                "--max_steps on the sources of its groups; leave one of them out"
+            )
 
 
 def finetune(config: Config) -> Path:
