@@ -825,15 +825,15 @@ BAD_SELECTIONS: dict[str, tuple[object, list[str]]] = {
     "another format": (lambda s: s.update(format="other/9"), ["other/9", "expected"]),
     **{
         f"no {key}": (lambda s, key=key: s.pop(key), [f"'{key}' is missing"])
-        for key in ("selected", "target", "store", "base", "tasks", "recipe", "data")
+        for key in ("selected", "targets", "store", "base", "tasks", "recipe", "data")
     },
     **{
         f"{key} of another type": (lambda s, key=key: s.update({key: 3}), [key])
-        for key in ("selected", "target", "base", "tasks", "recipe", "data")
+        for key in ("selected", "targets", "base", "tasks", "recipe", "data")
     },
     "nothing selected": (lambda s: s.update(selected=[]), ["selected"]),
     "unknown source": (lambda s: s.update(selected=["gone"]), ["gone"]),
-    "unknown target": (lambda s: s.update(target="gone"), ["gone"]),
+    "unknown target": (lambda s: s.update(targets={"gone": 1.0}), ["gone"]),
     "no hash of a source": (lambda s: s.update(data={}), ["data"]),
     "no model": (lambda s: s["base"].pop("model_name_or_path"), ["model_name_or_path"]),
     "no tasks in it": (lambda s: s["tasks"].pop("tasks"), ["tasks"]),
