@@ -76,7 +76,7 @@ def test_the_path_from_sources_to_a_report(model_folder, toy_tasks):
     assert list(rows[0]) == [*"subset target value low high calibrated rank_low rank_high".split()]
     assert len(rows) == 6 * 4 and rows[0]["calibrated"] == "false" and rows[0]["low"] == ""
     assert len(list(Path("sampled_tasks").glob("*.txt"))) == 1
-    chosen = select_sources(SelectConfig(target="upper"))
+    chosen = select_sources(SelectConfig(target=["upper"]))
     selection = Selection.read(chosen)
     assert selection.target == "upper" and set(selection.selected) <= set(store.sources)
     tuned = finetune(FinetuneConfig())

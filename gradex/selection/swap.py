@@ -54,7 +54,7 @@ def swap_select(
         chosen = _moved(chosen, (best["added"], best["removed"]))
         trace.append({"step": len(trace), **best})
     else:
-        stop(trace, f"{max_rounds} rounds are over")
+        stop(trace, f"the number of rounds, {max_rounds}, is used up")
     return Choice(
         _ordered(chosen, names), trace[-1]["value"], _effects(score, chosen, names), trace
     )
@@ -77,7 +77,7 @@ def _best_move(
 ) -> Step | None:
     """The best step of the first neighbourhood that improves on the value; else of the last."""
     best = None
-    for moves, skipped in _neighbourhoods(score, chosen, names):
+    for moves, skipped in neighbourhoods(score, chosen, names):
         allowed = [move for move in moves if rules.allows(_moved(chosen, move))]
         if allowed:
             best = _step(score, chosen, allowed, skipped=skipped)
@@ -86,7 +86,7 @@ def _best_move(
     return best
 
 
-def _neighbourhoods(
+def neighbourhoods(
     score: Score, chosen: Subset, names: Sequence[str]
 ) -> Iterator[tuple[list[Move], int]]:
     """The moves of each, those of the best sources first, and how many are left out."""
