@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from gradex.errors import GradexError
 from gradex.gradients.across_points import directions
 from gradex.gradients.store import GradientStore
+from gradex.selection.shares import apportion
 
 MOST_COMPARED = 20_000  # rows, of which a table of all pairs takes some 5 GB
 SAMPLE = 10_000  # rows that k-means begins with, or so many a cluster:
@@ -175,9 +176,6 @@ def by_size(labels: Labels, ids: Sequence[str]) -> Labels:
 
 def share_out(count: int, rows: Sequence[int]) -> list[int]:
     """How many of `count` clusters each source gets: one, and of the rest a share as its rows."""
-    rest, room = count - len(rows), np.array(rows) - 1
-    quota = rest * room / max(room.sum(), 1)
-    shares = np.floor(quota).astype(int)
-    largest = np.argsort(shares - quota, kind="stable")[: rest - shares.sum()]
-    shares[largest] += 1
-    return [1 + int(share) for share in shares]
+    room = [n - 1 for n in rows]
+    more = apportion(room, count - len(rows)) if any(room) else room
+    return [1 + share for share in more]

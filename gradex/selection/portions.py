@@ -13,6 +13,7 @@ from gradex.data.subsets import encode_name
 from gradex.data.writing import record_of
 from gradex.errors import GradexError
 from gradex.selection.choice import Selection
+from gradex.selection.shares import apportion
 
 # What the rows of a source are to a trainer: turns of user and assistant that alternate, other
 # conversations, texts without a prompt, texts with a class.
@@ -108,15 +109,6 @@ def mixture(portions: Sequence[Portion], total: int, *, seed: int) -> list[Porti
         for number, (portion, count) in enumerate(zip(portions, counts, strict=True))
         if count
     ]
-
-
-def apportion(shares: Sequence[float], total: int) -> list[int]:
-    """Whole numbers that sum to `total`, none a whole one away from its share of it."""
-    exact = np.asarray(shares, dtype=np.float64) * (total / sum(shares))
-    counts = np.floor(exact).astype(int)
-    largest_rests = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
-    counts[largest_rests] += 1
-    return counts.tolist()
 
 
 def _passes(rows: Sequence[Row], count: int, *, seed: Sequence[int]) -> tuple[Row, ...]:

@@ -1,4 +1,4 @@
-"""Shares of the training, one a source: made of sizes within bounds, and checked where read.
+"""Shares of a whole, one a source: made of sizes within bounds, made whole numbers, and checked.
 
 Bounds cut off what goes to the others (water-filling):
 
@@ -8,7 +8,7 @@ The sum grows with c piece by piece in straight lines, which bend where a share 
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -45,6 +45,17 @@ def _require_possible(count: int, low: float, high: float) -> None:
         raise GradexError(f"--min_share: {count} shares of at least {low:g} are more than all")
     if count * high < 1 - ROUNDING:
         raise GradexError(f"--max_share: {count} shares of at most {high:g} are less than all")
+
+
+def apportion(sizes: Sequence[float | int], total: int) -> list[int]:
+    """Whole numbers that sum to `total`, each in proportion to its size but for less than one: the
+    largest remainders are rounded up."""
+    size = np.asarray(sizes, dtype=np.float64)
+    exact = size * total / size.sum()
+    counts = np.floor(exact).astype(int)
+    largest = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
+    counts[largest] += 1
+    return counts.tolist()
 
 
 def require_shares(shares: Mapping[str, object], names: Collection[str], *, where: str) -> None:

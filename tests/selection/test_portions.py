@@ -2,11 +2,10 @@
 
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from gradex.data.formats import content_id, to_row
-from gradex.selection.portions import Portion, apportion, kind_of, mixture
+from gradex.selection.portions import Portion, kind_of, mixture
 
 ASKED = {"role": "user", "content": "a"}
 SAID = {"role": "assistant", "content": "b"}
@@ -19,19 +18,6 @@ def portion(name: str, count: int, share: float) -> Portion:
 def rows_of(count: int, *, mark: str = "") -> tuple:
     pairs = ({"prompt": f"{mark}{i}", "completion": "a"} for i in range(count))
     return tuple(to_row(pair, "prompt_completion") for pair in pairs)
-
-
-@pytest.mark.parametrize("total", [0, 1, 7, 100, 3201])
-def test_parts_sum_to_the_total_and_none_is_a_whole_row_off(total):
-    rng = np.random.default_rng(0)
-    for shares in ([1.0], [0.5, 0.5], [1 / 3] * 3, [0.0, 1.0], *rng.dirichlet(np.ones(9), 20)):
-        counts = apportion(list(shares), total)
-        assert sum(counts) == total
-        assert np.abs(np.array(counts) - np.array(shares) * total).max() < 1
-
-
-def test_a_source_of_no_share_gets_no_row():
-    assert apportion([0.0, 0.7, 0.0, 0.3], 11)[::2] == [0, 0]
 
 
 def test_the_mixture_has_the_shares_and_takes_rows_of_a_source_equally_often():

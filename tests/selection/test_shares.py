@@ -1,11 +1,12 @@
 """Shares of the mix: they sum to one, keep to the bounds and to the proportions between these."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradex.errors import GradexError
-from gradex.selection.shares import clipped_shares, require_shares
+from gradex.selection.shares import apportion, clipped_shares, require_shares
 
 
 def test_without_bounds_they_are_those_of_the_rows():
@@ -75,3 +76,16 @@ def test_shares_may_be_rounded():
 def test_what_is_no_share_of_each_source(shares, says):
     with pytest.raises(GradexError, match=f"^file: .*{says}"):
         require_shares(shares, "abc", where="file")
+
+
+@pytest.mark.parametrize("total", [0, 1, 7, 100, 3201])
+def test_parts_sum_to_the_total_and_none_is_a_whole_row_off(total):
+    rng = np.random.default_rng(0)
+    for shares in ([1.0], [0.5, 0.5], [1 / 3] * 3, [0.0, 1.0], *rng.dirichlet(np.ones(9), 20)):
+        counts = apportion(list(shares), total)
+        assert sum(counts) == total
+        assert np.abs(np.array(counts) - np.array(shares) * total).max() < 1
+
+
+def test_a_source_of_no_share_gets_no_row():
+    assert apportion([0.0, 0.7, 0.0, 0.3], 11)[::2] == [0, 0]
