@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from gradex.models.unlabelled import mutual_information
 
 from gradex.adapters.spec import AdapterSpec, attach
 from gradex.data.formats import to_row
@@ -10,6 +9,7 @@ from gradex.data.tokens import Encoder, encode_all
 from gradex.models.load import BaseSpec, load_base
 from gradex.models.losses import label_logits, sample_objectives
 from gradex.models.scoring import batch_on
+from gradex.models.unlabelled import mutual_information
 from gradex.training.directions import at_rest, loss_gradient, unlabelled_gradient
 
 PROMPTS = ["a=", "bc=", "dad a=", "bad=", "bb cc="]
