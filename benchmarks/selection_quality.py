@@ -32,7 +32,7 @@ from gradex.data.subsets import Subset, sample_subsets
 from gradex.data.tokens import encode_all
 from gradex.data.true_runs import scores_of
 from gradex.estimators import make_calibrated, make_estimator
-from gradex.estimators.gains import gain_interval
+from gradex.estimators.gains import GainInterval, gain_interval
 from gradex.estimators.protocol import Estimator
 from gradex.gradients.meta_training import meta_training_of
 from gradex.gradients.store import GradientStore
@@ -70,8 +70,9 @@ class Case:
     def score(self, subsets: Sequence[Subset], *, by: str = "linear") -> np.ndarray:
         return self.fitted[by].predict(subsets).value[:, 0]
 
-    def gains(self, by: str = "linear"):
-        return gain_interval(self.fitted[by], self.store, [self.target])
+    @property
+    def gains(self) -> GainInterval | None:
+        return gain_interval(self.fitted["linear"], self.store, [self.target])
 
     @property
     def halves(self) -> list[Subset]:
@@ -79,17 +80,17 @@ class Case:
 
 
 def _forward(case: Case) -> Choice:
-    return forward_select(case.score, case.names, gain_interval=case.gains())
+    return forward_select(case.score, case.names, gain_interval=case.gains)
 
 
 METHODS: dict[str, Callable[[Case], Choice]] = {
     FORWARD: _forward,
     "**random ensemble**": lambda c: random_ensemble(c.score, c.names, subsets=c.halves),
-    "backward": lambda c: backward_select(c.score, c.names, gain_interval=c.gains()),
+    "backward": lambda c: backward_select(c.score, c.names, gain_interval=c.gains),
     "swap": lambda c: swap_select(c.score, c.names, start=_forward(c).selected),
     "surrogate": lambda c: surrogate_select(c.score, c.names, subsets=c.halves),
     f"forward, {ANCHORS} anchors": lambda c: forward_select(
-        partial(c.score, by=CALIBRATED), c.names, gain_interval=c.gains(CALIBRATED)
+        partial(c.score, by=CALIBRATED), c.names
     ),
 }
 Choices = Mapping[str, list[Subset]]  # method -> its choice, or random ones

@@ -77,7 +77,7 @@ def select_sources(config: Config) -> Path:
         return _select_rows(resolved, store, targets, rules)
     resolved, calibration = with_calibration(resolved, store)
     with runs.start("select_sources", resolved, output_dir=config.output_dir) as run:
-        search, combined = _search(resolved, store, targets, rules, calibration)
+        search, combined, gains = _search(resolved, store, targets, rules, calibration)
         choice = _mixed(choose(search, resolved), rules, store)
         selection = make_selection(
             choice, store, method=config.method, targets=targets,
@@ -87,6 +87,9 @@ def select_sources(config: Config) -> Path:
             selection = _standardised(selection, combined, store)
         selection.write(run.part / "selection.json")
     _tell(selection)
+    if gains is not None and len(choice.selected) < len(search.allowed):
+        low, high = gains(frozenset(search.allowed), frozenset(choice.selected))
+        log.info("estimated to gain over all of them: %.3g to %.3g (90%% interval)", low, high)
     return run.path / "selection.json"
 
 
@@ -96,10 +99,13 @@ def _search(
     targets: dict[str, float],
     rules: Rules,
     calibration: Calibration | None,
-) -> tuple[Search, Together]:
-    """Estimates of what may be chosen, and how those of several targets make one number.
+) -> tuple[Search, Together, GainInterval | None]:
+    """Estimates of what may be chosen, how those of several targets make one number, and how sure
+    the gain of one choice over another is.
 
     Sources that are ruled out are not looked at, unless a calibration's fine-tunes hold them.
+    Calibrated values are expected losses: stepwise searches go by them alone, since a few anchors
+    leave every single gain in doubt.
     """
     names = rules.allowed(store.sources)
     fitted = estimator_of(config, calibration).fit(
@@ -107,7 +113,8 @@ def _search(
     )
     combined = together(fitted, names, list(targets.values()), robust=config.robust)
     gains = _gain_interval(fitted, combined, store, targets)
-    return Search(score_of(fitted, combined), rules, store, targets, gains), combined
+    doubts = None if calibration else gains
+    return Search(score_of(fitted, combined), rules, store, targets, doubts), combined, gains
 
 
 def _gain_interval(

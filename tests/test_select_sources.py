@@ -86,7 +86,7 @@ def test_the_choice_depends_on_the_target(choose):
 def test_several_targets_are_one_number(choose):
     even = choose(target=["go left", "go right"])
     assert list(even.targets) == ["go left", "go right"]
-    assert {"left", "right"} <= set(even.selected) or even.selected == ["both"]
+    assert {"left", "right"} <= set(even.selected) or "both" in even.selected
     tilted = choose(target=["go left", "go right"], target_weights=[1.0, 1000.0])
     assert tilted.targets["go right"] == 1000 and tilted.selected[0] == "right"
     worst = choose(target=["go left", "go right"], robust=True)

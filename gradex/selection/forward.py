@@ -9,7 +9,7 @@ from gradex.estimators.gains import GainInterval
 from gradex.selection.choice import Choice
 from gradex.selection.rules import NO_RULES, Rules
 from gradex.selection.scores import Score, best_first
-from gradex.selection.steps import Step, added, first_few, prefix_steps, stop
+from gradex.selection.steps import SHOWN, Step, added, first_few, prefix_steps, stop
 from gradex.selection.worth import MIN_GAIN, Gain, Worth
 
 REFRESH = 5  # of so many steps one tries all candidates
@@ -24,9 +24,12 @@ def forward_select(
     gain_interval: GainInterval | None = None,
     screen: int | None = None,
 ) -> Choice:
-    """Add the best source, step by step, until none is worth having (see Worth).
+    """Add the best source, step by step, until none gains more than `min_gain` of the fall so far.
 
-    The fall is counted from the worst single source. Sources of `must` come first. With `screen`,
+    The fall is counted from the worst single source. Where intervals of gains are known, the last
+    steps are taken back as long as the gain of all of them together is within its interval: what
+    single steps gain may be in doubt when what they gain together is not. Sources of `must` come
+    first. With `screen`,
     all that may be added are tried at the first step and every few steps from there; in between
     only so many, those that were best then. The search does not stop without trying all. `scores`
     are those of the single sources; the trace holds every step with its best candidates, how many
@@ -34,7 +37,7 @@ def forward_select(
     """
     rules.require_possible(names)
     names = rules.allowed(names)
-    worth, shortlist = Worth(min_gain, gain_interval), _Shortlist(screen)
+    worth, shortlist = Worth(min_gain), _Shortlist(screen)
     scores = _with_each(score, [], names)
     trace = prefix_steps(score, rules.in_order(n for n in names if n in rules.must), why="must")
     while candidates := rules.additions(added(trace), names):
@@ -51,7 +54,25 @@ def forward_select(
         trace.append(step | gain.recorded())
     else:
         stop(trace, "the rules allow no other source" if len(trace) < len(names) else "all chosen")
+    if gain_interval is not None:
+        _take_back(trace, gain_interval, rules)
     return Choice(added(trace), trace[-1]["value"], scores, trace)
+
+
+def _take_back(trace: list[Step], gain_interval: GainInterval, rules: Rules) -> None:
+    """Cut the path to its shortest beginning that the rest does not surely improve."""
+    whole = added(trace)
+    for size in range(1, len(whole)):
+        if not rules.allows(whole[:size]):
+            continue
+        low, high = map(float, gain_interval(frozenset(whole[:size]), frozenset(whole)))
+        if low <= 0:
+            rest = trace[size:]
+            del trace[size:]
+            more = f"{', '.join(whole[size:][:SHOWN])}{', ...' if rest[SHOWN:] else ''}"
+            why = f"the 90% interval of their gain, {low:.4g} to {high:.4g}, is not above 0"
+            stop(trace, f"without {more}: {why}", refused=rest[0])
+            return
 
 
 def _with_each(

@@ -25,8 +25,8 @@ class Gain:
 
 @dataclass(frozen=True)
 class Worth:
-    """A source is worth having if it lowers the score by more than `min_gain` of the whole fall so
-    far and, where intervals of gains are known, if that of its gain lies above 0."""
+    """Sources are worth having if they lower the score by more than `min_gain` of the whole fall so
+    far and, where intervals of gains are known, if that of their gain lies above 0."""
 
     min_gain: float = MIN_GAIN
     gain_interval: GainInterval | None = None

@@ -1,5 +1,6 @@
 """Backward selection on scores whose truth is known: what goes, in which order, and what stays."""
 
+import numpy as np
 from toys import EFFECTS, NAMES, additive, redundant
 
 from gradex.selection.backward import backward_select
@@ -35,6 +36,19 @@ def test_a_source_whose_gain_may_be_none_goes_too():
     assert choice.selected == ["a", "e"]
     assert choice.trace[-1]["interval"] == [-0.5, 2.5]
     assert choice.trace[-1]["stop"]["refused"]["removed"] == "e"
+
+
+def test_losses_in_doubt_add_up_to_one_that_is_not():
+    """Every source gains 1, give or take 1.5: one may go, and two may not."""
+
+    def score(subsets):
+        return np.array([-float(len(subset)) for subset in subsets])
+
+    def interval(before, after):
+        return len(after) - len(before) - 1.5, len(after) - len(before) + 1.5
+
+    choice = backward_select(score, NAMES, gain_interval=interval)
+    assert len(choice.selected) == len(NAMES) - 1
 
 
 def test_of_a_redundant_pair_one_stays():

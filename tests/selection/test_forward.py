@@ -36,23 +36,29 @@ def test_it_tries_all_that_are_left_at_every_step():
     assert seen[1] == {frozenset(["a", n]) for n in NAMES if n != "a"}
 
 
-def test_a_gain_inside_its_interval_stops_it():
-    """The first source needs no interval: nothing is known of no source at all."""
-    asked = []
+def within(reach):
+    """Intervals of the additive score's gains, so far to each side."""
 
     def interval(before, after):
-        asked.append((before, after))
         (gain,) = additive([before]) - additive([after])
-        return gain - 1.5, gain + 1.5
+        return gain - reach, gain + reach
 
-    choice = forward_select(additive, NAMES, gain_interval=interval)
-    assert choice.selected == ["a", "e"]
-    assert asked == [
-        (frozenset("a"), frozenset("ae")),
-        (frozenset("ae"), frozenset("aec")),
-    ]
-    assert choice.trace[1]["interval"] == [0.5, 3.5]
-    assert "-0.5 to 2.5, is not above 0" in choice.trace[-1]["stop"]["reason"]
+    return interval
+
+
+def test_steps_whose_gain_is_within_its_interval_are_taken_back():
+    choice = forward_select(additive, NAMES, gain_interval=within(1.5))
+    assert choice.selected == ["a", "e"] and choice.value == additive([frozenset("ae")])[0]
+    stop = choice.trace[-1]["stop"]
+    assert "c: the 90% interval of their gain, -0.5 to 2.5, is not above 0" in stop["reason"]
+    assert stop["refused"]["added"] == "c"
+
+
+def test_steps_in_doubt_stay_where_they_surely_gain_together():
+    """`e` gains 2 and `c` 1: less than the reach of the first interval, together more."""
+    assert forward_select(additive, NAMES, gain_interval=within(2.5)).selected == ["a", "e"]
+    assert forward_select(additive, NAMES, gain_interval=within(0.5)).selected == ["a", "e", "c"]
+    assert forward_select(additive, NAMES, gain_interval=within(9)).selected == ["a"]
 
 
 def test_of_a_redundant_pair_it_takes_one():
