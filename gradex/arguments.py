@@ -15,6 +15,7 @@ from gradex.config import (
     parse_values,
     require_fraction,
     require_not_negative,
+    require_owner,
     require_positive,
 )
 from gradex.errors import GradexError
@@ -216,12 +217,7 @@ class EstimatorArguments:
 
     def __post_init__(self):
         require_positive(self, "lam", "t", "compress")
-        for flag, owners in ESTIMATORS_WITH.items():
-            if getattr(self, flag) and self.estimator not in owners:
-                raise GradexError(
-                    f"--{flag}: found with --estimator {self.estimator}, which has no such flag; "
-                    f"leave it out, or say --estimator {' or '.join(owners)}"
-                )
+        require_owner(self, "estimator", ESTIMATORS_WITH)
 
     def require_no_calibration(self, why: str) -> None:
         """For stages that look at the estimator itself."""

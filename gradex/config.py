@@ -9,7 +9,7 @@ import math
 import sys
 import warnings
 from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,6 +55,25 @@ def require_fraction(config: object, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not 0 < value <= 1:
             raise GradexError(f"--{name}: found {value}, expected a fraction above 0, at most 1")
+
+
+def require_left_out(config: object, names: Iterable[str], why: str) -> None:
+    """Refuse flags with a value of their own, where they would be read and mean nothing."""
+    usual = {field.name: field.default for field in fields(config)}
+    for name in names:
+        if getattr(config, name) != usual[name]:
+            raise GradexError(f"--{name}: {why}")
+
+
+def require_owner(config: object, flag: str, owners: Mapping[str, Sequence[str]]) -> None:
+    """Refuse flags that belong to other values of `flag` than the one it has."""
+    value = getattr(config, flag)
+    for name, values in owners.items():
+        if value not in values:
+            require_left_out(
+                config, [name], f"found with --{flag} {value}, which has no such flag; leave it "
+                f"out, or say --{flag} {' or '.join(values)}",
+            )  # fmt: skip
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -19,10 +19,10 @@ from typing import Any, Literal
 from gradex import runs
 from gradex.adapters.spec import export
 from gradex.arguments import TrainArguments, TrustArguments, combined, keep, require_one_device
-from gradex.config import main, option, require_positive, with_defaults
+from gradex.config import main, option, require_left_out, require_positive, with_defaults
 from gradex.data.recorded import load_data, only_rows, require_same_data
 from gradex.data.sources import Sources
-from gradex.errors import GradexError, unknown
+from gradex.errors import unknown
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
 from gradex.reporting.ensembles import write_ensemble_csv
@@ -67,24 +67,16 @@ class Config(TrainArguments, TrustArguments):
     def __post_init__(self):
         TrainArguments.__post_init__(self)
         require_positive(self, "mix_every", "mix_rows")
-        given = [flag for flag in MIXER_FLAGS if getattr(self, flag)]
-        if self.mixer == "none" and given:
-            raise GradexError(
-                f"--{given[0]}: found without a mixer, which alone reads it; say --mixer pareto, "
-                "or leave it out"
-            )
+        if self.mixer == "none":
+            why = "found without a mixer, which alone reads it; say --mixer pareto, or leave it out"
+            require_left_out(self, MIXER_FLAGS, why)
         if self.ensemble:
-            _require_ensemble_flags(self)
-
-
-def _require_ensemble_flags(config: Config) -> None:
-    require_one_device(config, "each adapter of an ensemble is trained on one device")
-    for flag in ("selection", "mixer", "num_train_epochs"):
-        if getattr(config, flag) != getattr(Config, flag):
-            raise GradexError(
-                f"--{flag}: found beside --ensemble, which trains all its adapters for the same "
-                "--max_steps on the sources of its groups; leave one of them out"
-            )
+            require_one_device(self, "each adapter of an ensemble is trained on one device")
+            require_left_out(
+                self, ("selection", "mixer", "num_train_epochs"), "found beside --ensemble, which "
+                "trains all its adapters for the same --max_steps on the sources of its groups; "
+                "leave one of them out",
+            )  # fmt: skip
 
 
 def finetune(config: Config) -> Path:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from gradex import runs
 from gradex.arguments import EstimatorArguments, SubsetArguments, TrustArguments, keep
-from gradex.config import main, option, require_positive
+from gradex.config import main, option, require_left_out, require_positive
 from gradex.data.clusters import cut
 from gradex.data.formats import Row
 from gradex.data.recorded import load_data, require_same_data
@@ -48,8 +48,8 @@ GRADIENTS = Path("gradients")
 CLUSTERS, ROWS_A_CLUSTER = 100, 10  # where no number is said: so many, or one for so many rows
 MOST_COMPARED = 5000  # rows of a source, up to which every row is compared with every other
 SAMPLES, LONGEST = 3, 80  # prompts that clusters.csv shows of each cluster, and their letters
-OF_ROWS = {"num_clusters", "source", "method"}
-OF_BOTH = {"store", "seed", "output_dir", "sources", "trust_remote_code", "allow_pickle"}
+OF_ROWS = ("num_clusters", "source", "method")
+OF_BOTH = ("store", "seed", "output_dir", "sources", "trust_remote_code", "allow_pickle")
 log = logging.getLogger(__name__)
 
 
@@ -77,16 +77,14 @@ class Config(TrustArguments, SubsetArguments, EstimatorArguments):
         EstimatorArguments.__post_init__(self)
         SubsetArguments.__post_init__(self)
         require_positive(self, "num_clusters", "num_groups")
-        names = {field.name for field in fields(self)} - OF_BOTH
-        for name in sorted(OF_ROWS if self.sources else names - OF_ROWS):
-            if getattr(self, name) != getattr(type(self), name, None):
-                raise GradexError(_not_for(name, sources=self.sources))
-
-
-def _not_for(flag: str, *, sources: bool) -> str:
-    if sources:
-        return f"--{flag}: is for clusters of rows; leave it out, or leave out --sources"
-    return f"--{flag}: is for groups of sources; leave it out, or say --sources"
+        if self.sources:
+            why = "is for clusters of rows; leave it out, or leave out --sources"
+            require_left_out(self, OF_ROWS, why)
+        else:
+            named = [field.name for field in fields(self)]
+            of_sources = [name for name in named if name not in OF_ROWS + OF_BOTH]
+            why = "is for groups of sources; leave it out, or say --sources"
+            require_left_out(self, of_sources, why)
 
 
 def group(config: Config) -> Path:

@@ -19,8 +19,7 @@ from typing import Literal
 import numpy as np
 
 from gradex import runs
-from gradex.config import main, option, require_positive
-from gradex.errors import GradexError
+from gradex.config import main, option, require_left_out, require_positive
 from gradex.estimators import estimator_of, with_calibration
 from gradex.estimators.calibration import Calibration
 from gradex.estimators.gains import GainInterval, gain_interval
@@ -55,17 +54,12 @@ class Config(SearchArguments):
     def __post_init__(self):
         SearchArguments.__post_init__(self)
         require_positive(self, "top")
-        if self.level == "sources" and self.top is not None:
-            raise GradexError("--top: is for single rows; leave it out, or say --level rows")
-        if self.level == "rows":
-            self._require_flags_of_rows()
-
-    def _require_flags_of_rows(self) -> None:
-        for field in fields(self):
-            if field.name not in OF_ROWS and getattr(self, field.name) != field.default:
-                raise GradexError(
-                    f"--{field.name}: is for whole sources; leave it out, or leave out --level rows"
-                )
+        if self.level == "sources":
+            require_left_out(self, ["top"], "is for single rows; leave it out, or say --level rows")
+        else:
+            of_sources = [field.name for field in fields(self) if field.name not in OF_ROWS]
+            why = "is for whole sources; leave it out, or leave out --level rows"
+            require_left_out(self, of_sources, why)
 
 
 def select_sources(config: Config) -> Path:

@@ -7,7 +7,14 @@ from typing import Literal
 import pytest
 import yaml
 
-from gradex.config import main, option, parse, with_defaults
+from gradex.config import (
+    main,
+    option,
+    parse,
+    require_left_out,
+    require_owner,
+    with_defaults,
+)
 from gradex.errors import GradexError
 
 
@@ -86,3 +93,20 @@ def test_errors_become_exit_codes(capsys, error, code, text):
 
     assert main(stage, Config, []) == code
     assert text in capsys.readouterr().err
+
+
+def test_flags_that_nothing_reads_are_refused():
+    @dataclass(frozen=True)
+    class Config:
+        kind: str = option("a", "")
+        size: int | None = option(None, "")
+        far: bool = option(False, "")
+
+    require_left_out(Config(kind="b"), ["size", "far"], "leave it out")
+    with pytest.raises(GradexError, match=r"^--far: leave it out$"):
+        require_left_out(Config(far=True), ["size", "far"], "leave it out")
+    owners = {"size": ("a", "b"), "far": ("c",)}
+    require_owner(Config(size=0), "kind", owners)
+    require_owner(Config(kind="c", far=True), "kind", owners)
+    with pytest.raises(GradexError, match=r"--size: found with --kind c, .*say --kind a or b$"):
+        require_owner(Config(kind="c", size=0), "kind", owners)

@@ -1,12 +1,12 @@
 """The name of every method of choosing sources, how it is run, and the flags that are its own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from gradex.arguments import EstimatorArguments, SubsetArguments
-from gradex.config import option, require_not_negative, require_positive
+from gradex.config import option, require_not_negative, require_owner, require_positive
 from gradex.data.subsets import Subset, find_subsets, read_subsets
 from gradex.errors import GradexError, unknown
 from gradex.estimators import BASELINES, make_estimator
@@ -84,20 +84,11 @@ class MethodArguments(SubsetArguments):
         SubsetArguments.__post_init__(self)
         require_positive(self, "screen", "top_k")
         require_not_negative(self, "min_gain")
-        self._require_of_the_method()
+        require_owner(self, "method", METHODS_WITH)
         if self.rank_by is not None and self.rank_by not in BASELINES:
             raise unknown("baseline", self.rank_by, BASELINES, "--rank_by")
         if self.top_k is not None and self.threshold is not None:
             raise GradexError("--top_k and --threshold both say how many; leave one of them out")
-
-    def _require_of_the_method(self) -> None:
-        usual = {f.name: f.default for f in fields(MethodArguments)}
-        for flag, owners in METHODS_WITH.items():
-            if getattr(self, flag) != usual[flag] and self.method not in owners:
-                raise GradexError(
-                    f"--{flag}: found with --method {self.method}, which has no such flag; leave "
-                    f"it out, or say --method {' or '.join(owners)}"
-                )
 
 
 @dataclass(frozen=True)
