@@ -66,6 +66,6 @@ def split_scores(
 def test_scores(
     model: nn.Module, sources: Sources, encoder: Encoder, targets: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Target -> loss (and metric) on its test rows."""
+    """Target -> loss (and metric) on its test rows, in the order of the targets."""
     scores = split_scores(model, sources, encoder, targets, splits=["test"])
-    return {name: by_split["test"] for name, by_split in scores.items()}
+    return {name: scores[name]["test"] for name in targets}
