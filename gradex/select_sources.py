@@ -97,13 +97,15 @@ def _search(
     """Estimates of what may be chosen, how those of several targets make one number, and how sure
     the gain of one choice over another is.
 
-    Sources that are ruled out are not looked at, unless a calibration's fine-tunes hold them.
+    Sources that are ruled out are not looked at, unless estimates are fitted to fine-tunes, which
+    may hold them.
     Calibrated values are expected losses: stepwise searches go by them alone, since a few anchors
     leave every single gain in doubt.
     """
     names = rules.allowed(store.sources)
+    to_runs = calibration is not None or config.estimator == "surrogate"
     fitted = estimator_of(config, calibration).fit(
-        store, sources=store.sources if calibration else names, targets=list(targets)
+        store, sources=store.sources if to_runs else names, targets=list(targets)
     )
     combined = together(fitted, names, list(targets.values()), robust=config.robust)
     gains = _gain_interval(fitted, combined, store, targets)

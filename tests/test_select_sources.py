@@ -1,6 +1,7 @@
 """select_sources on stores whose gradients are given: what its flags choose, write and refuse."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from planted import store_of
 
 from gradex.cli import main
 from gradex.data.subsets import write_subsets
+from gradex.data.true_runs import TrueRun, write_runs
 from gradex.errors import GradexError
 from gradex.records import write_sealed
 from gradex.select_sources import Config, select_sources
@@ -76,6 +78,18 @@ def test_every_method_leaves_a_selection(choose, method):
 def test_a_source_without_gradients_is_left_out_by_never_alone(choose):
     with pytest.raises(GradexError, match="'silent' are all zero or not finite; select without it"):
         choose(never=None)
+
+
+def test_fine_tunes_may_hold_what_is_ruled_out(choose):
+    """Those that a surrogate is fitted to: on two sources each, `silent` being the best of all."""
+    losses = {"left": 0.5, "right": 0.9, "both": 0.7, "noise": 1.5, "silent": 0.1}
+    subsets = [frozenset(pair) for pair in combinations(losses, 2)]
+    scores = [{"go left": {"select": {"loss": sum(map(losses.get, s))}}} for s in subsets]
+    runs = [TrueRun(s, 0, score) for s, score in zip(subsets, scores, strict=True)]
+    write_runs(Path("runs.json"), runs, recipe="r")
+    fitted = {"estimator": "surrogate", "runs": ["runs.json"], "max_sources": 2, "max_share": 0.5}
+    assert choose(**fitted).selected == ["left", "both"]
+    assert "silent" in choose(**fitted, never=None).selected
 
 
 def test_the_choice_depends_on_the_target(choose):
