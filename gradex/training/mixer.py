@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from gradex.data.sources import Source
 from gradex.data.tokens import Encoder, Example, encode_all
@@ -25,6 +24,7 @@ from gradex.selection.shares import Shares
 from gradex.training.directions import at_rest, loss_gradient, unlabelled_gradient
 from gradex.training.module import FineTuner
 
+PARAMS_AT_ONCE = 1 << 16
 log = logging.getLogger(__name__)
 
 
@@ -99,12 +99,30 @@ def _balanced(pulls: dict[str, Tensor], goal: Float[Tensor, " param"]) -> Shares
             raise GradexError(
                 f"--mixer: the gradient of {name} is not finite; try a lower --learning_rate"
             )
-    moving = [name for name, pull in pulls.items() if pull.norm() > 0]
-    rows = normalize(torch.stack([pulls[name] for name in moving]))
-    gram, towards = rows @ rows.T, rows @ normalize(goal, dim=0)
-    weights = np.clip(balance_weights(gram.double().numpy(), towards.double().numpy()), 0, None)
+    moving = [name for name, pull in pulls.items() if pull.any()]
+    _require_pull("no source pulls", there=bool(moving))
+    _require_pull("the target does not pull", there=bool(goal.any()))
+    products = _inner_products(torch.stack([*(pulls[name] for name in moving), goal]))
+    lengths = np.sqrt(np.diag(products))
+    cosines = products / np.outer(lengths, lengths)
+    weights = np.clip(balance_weights(cosines[:-1, :-1], cosines[:-1, -1]), 0, None)
     found = dict(zip(moving, (weights / weights.sum()).tolist(), strict=True))
     return {name: found.get(name, 0.0) for name in pulls}
+
+
+def _require_pull(missing: str, *, there: bool) -> None:
+    if not there:
+        raise GradexError(
+            f"--mixer: {missing} at all (a gradient of zero), so that there is nothing to solve "
+            "for; leave out --mixer"
+        )
+
+
+def _inner_products(rows: Float[Tensor, "row param"]) -> Float[np.ndarray, "row row"]:
+    """In double precision, a part after another: in single, those of millions of parameters are not
+    even symmetric."""
+    parts = (part.double() for part in rows.split(PARAMS_AT_ONCE, dim=1))
+    return sum(part @ part.T for part in parts).numpy()
 
 
 class ParetoMixer(pl.Callback):

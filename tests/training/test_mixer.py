@@ -195,3 +195,21 @@ def test_a_gradient_that_is_not_finite_names_its_source():
     pulls = {"good": torch.ones(3), "bad": torch.tensor([1.0, np.nan, 0.0])}
     with pytest.raises(GradexError, match="gradient of bad is not finite"):
         mixers._balanced(pulls, torch.ones(3))
+
+
+def test_products_are_taken_in_double_precision():
+    """In single, those of five gradients of a million parameters are not even symmetric."""
+    torch.manual_seed(0)
+    rows = torch.randn(1_000_000) + 0.3 * torch.randn(5, 1_000_000)
+    found = mixers._inner_products(rows)
+    assert np.allclose(found, found.T, rtol=1e-12)
+    assert np.allclose(found, (rows.double() @ rows.double().T).numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("pull", "goal", "says"),
+    [(0.0, 1.0, "no source pulls at all"), (1.0, 0.0, "the target does not pull at all")],
+)
+def test_where_nothing_pulls_there_are_no_shares(pull, goal, says):
+    with pytest.raises(GradexError, match=f"--mixer: {says}.*leave out --mixer"):
+        mixers._balanced({"a": torch.full((3,), pull)}, torch.full((3,), goal))
