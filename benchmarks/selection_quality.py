@@ -154,7 +154,8 @@ def _case(store: GradientStore, truth: Truth, target: str, *, own: bool) -> Case
 
 
 def _choices(case: Case, halves: Sequence[Subset]) -> Choices:
-    """By method; the random ones are among the halves that are known. The cheap rankings are cut where forward selection stops, and at a quarter."""
+    """By method; the random ones are halves that are known. The cheap rankings are cut where
+    forward selection stops, and at a quarter."""
     found = {name: [frozenset(choose(case).selected)] for name, choose in METHODS.items()}
     few = len(found[FORWARD][0])
     for name in TOP:

@@ -69,11 +69,11 @@ def run_stage(stage: str, argv: Sequence[str]) -> int:
 
 def _replay(config: str, argv: Sequence[str]) -> int:
     from gradex.config import read_yaml
-    from gradex.errors import GradexError
+    from gradex.errors import GradexError, printable
 
     try:
         stage = str(read_yaml(Path(config)).get("stage"))
     except GradexError as error:
-        print(f"gradex: error: {error}", file=sys.stderr)
+        print(printable(f"gradex: error: {error}"), file=sys.stderr)
         return 2
     return run_stage(stage, ["--config", config, *argv])

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from gradex.errors import GradexError, unknown
+from gradex.errors import GradexError, printable, unknown
 
 # What a run adds to the flags in its config.yaml: read by people and by `runs.newest`, not flags.
 RECORD_KEYS = ("stage", "created", "seconds", "versions", "inputs")
@@ -230,13 +230,13 @@ def main(stage: Callable[[Any], Path], config_class: type, argv: Sequence[str] |
         config = parse(config_class, sys.argv[1:] if argv is None else argv, stage=stage.__name__)
         print(stage(config))
     except GradexError as error:
-        print(f"gradex: error: {error}", file=sys.stderr)
+        print(printable(f"gradex: error: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        print(f"gradex: error: {place}{error.strerror or error}", file=sys.stderr)
+        print(printable(f"gradex: error: {place}{error.strerror or error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ngradex: interrupted; the same command goes on from here", file=sys.stderr)
@@ -244,11 +244,18 @@ def main(stage: Callable[[Any], Path], config_class: type, argv: Sequence[str] |
     return 0
 
 
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def be_quiet(level: int = logging.INFO) -> None:
     """Our own log lines from `level` on stderr, without the libraries' chatter."""
     from transformers.utils import logging as transformers_logging
 
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(_Printable())
+    logging.basicConfig(level=level, handlers=[shown])
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()

@@ -75,7 +75,9 @@ def seal(content: Mapping[str, Any]) -> str:
 def read_json(path: Path, what: str, shape: Shape | None = None) -> dict[str, Any]:
     """A JSON object from disk; `what` tells in an error what was expected there."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text := path.read_text(encoding="utf-8"))
+        if "\\ud" in text.lower():  # maybe half of a letter, which no file can be written with
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError:
         raise GradexError(f"{path}: no such file; expected {what}") from None
     except OSError as error:

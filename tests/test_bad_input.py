@@ -837,6 +837,12 @@ BAD_SELECTIONS: dict[str, tuple[object, list[str]]] = {
     "nothing selected": (lambda s: s.update(selected=[]), ["selected"]),
     "unknown source": (lambda s: s.update(selected=["gone"]), ["gone"]),
     "unknown target": (lambda s: s.update(targets={"gone": 1.0}), ["gone"]),
+    "a source twice": (lambda s: s.update(selected=["one", "one"]), ["'one'", "each once"]),
+    "sources of no name": (lambda s: s.update(selected=[{}]), ["{}", "names of sources"]),
+    "weight of text": (lambda s: s.update(targets={"one": "x"}), ["targets", "'x'", "a number"]),
+    "weight of nan": (lambda s: s.update(targets={"one": np.nan}), ["targets", "above 0"]),
+    "score of text": (lambda s: s.update(scores={"one": "<b>"}), ["scores", "a number"]),
+    "half a letter": (b'{"format": "\\ud800"}', ["JSON", "surrogates"]),
     "no hash of a source": (lambda s: s.update(data={}), ["data"]),
     "no model": (lambda s: s["base"].pop("model_name_or_path"), ["model_name_or_path"]),
     "no tasks in it": (lambda s: s["tasks"].pop("tasks"), ["tasks"]),
@@ -858,6 +864,19 @@ def test_bad_selection(refused, copied, name):
     words = ["--selection", "chosen", "--output_dir", "run"]
     refused("finetune", *words, says=["selection.json", *says])
     assert not Path("run").exists()
+
+
+def test_what_a_terminal_would_obey_is_written_out(refused, copied):
+    edit_json(copied.chosen / "selection.json", lambda s: s.update(format="\x1b[31m\r\0"))
+    refused("finetune", "--selection", "chosen", says=["the format is \\x1b[31m\\r\\x00, expected"])
+
+
+def test_groups_of_no_names(refused, made):
+    shutil.copytree(made.chosen, "chosen")
+    entry = {"sources": [{}], "selection": "chosen/selection.json"}
+    content = {"format": "gradex-groups/1", "groups": [entry, entry], "store": str(made.store)}
+    write("groups.json", json.dumps(content))
+    refused("finetune", "--ensemble", "groups.json", says=["selection.json", "run group again"])
 
 
 def test_a_selection_that_points_elsewhere(refused, copied):

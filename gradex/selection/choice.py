@@ -1,6 +1,7 @@
 """selection.json: the chosen sources with all that `finetune` needs to train on exactly them."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -94,6 +95,7 @@ class Selection:
         if content["format"] != FORMAT:
             raise GradexError(f"{path}: the format is {content['format']}, expected {what}")
         require_shape(content, SHAPE, where=str(path), what=what)
+        _require_names(content["selected"], where=f"{path}: `selected`")
         unknown = [name for name in content["selected"] if name not in content["data"]]
         if unknown or not content["selected"]:
             raise GradexError(
@@ -102,6 +104,10 @@ class Selection:
             )
         if not content["targets"]:
             raise GradexError(f"{path}: found no target in `targets`; select again")
+        _require_numbers(content["scores"], where=f"{path}: `scores`")
+        _require_numbers(content["targets"], where=f"{path}: `targets`")
+        if not all(0 < weight < math.inf for weight in content["targets"].values()):
+            raise GradexError(f"{path}: `targets`: expected weights above 0; select again")
         for key in ("weights", "rows"):
             strange = sorted(set(content[key]).difference(content["selected"]))
             if strange:
@@ -113,6 +119,22 @@ class Selection:
             require_shares(content["weights"], content["selected"], where=f"{path}: weights")
             content["weights"] = {name: float(w) for name, w in content["weights"].items()}
         return cls(**{f.name: content[f.name] for f in fields(cls)})
+
+
+def _require_names(names: list[Any], *, where: str) -> None:
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or name in names[:number]:
+            raise GradexError(
+                f"{where}: found {name!r:.40}, expected names of sources, each once; select again"
+            )
+
+
+def _require_numbers(numbers: Mapping[str, Any], *, where: str) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, float | int):
+            raise GradexError(
+                f"{where}: found {number!r:.40} for '{name}', expected a number; select again"
+            )
 
 
 def _require_lists(rows: Mapping[str, Any], *, where: str) -> None:

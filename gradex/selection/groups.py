@@ -93,7 +93,7 @@ def read_groups(place: Path) -> Groups:
 def _require_fit(
     file: Path,
     selection: Selection,
-    sources: list[str],
+    sources: list[Any],
     content: Mapping[str, Any],
     *,
     first: Selection,
@@ -104,7 +104,7 @@ def _require_fit(
             f"{file}: made from {selection.store}, but its groups are those of "
             f"{content['store']} as it was for the first group; run group again"
         )
-    if set(selection.selected) != set(sources):
+    if selection.selected != sources:
         raise GradexError(
             f"{file}: its sources are not those that groups.json names for it; run group again"
         )
