@@ -176,6 +176,9 @@ REFUSED = {
         "leave one of them out",
     ),
     "too many weights": ({"target": ["go left"], "target_weights": [1.0, 2.0]}, "found 2 weights"),
+    "endless weight": (
+        {"target": ["go left"], "target_weights": [1e308]}, "expected numbers above 0, from"
+    ),
     "no weight": ({"target": ["go left"], "target_weights": [0.0]}, "expected numbers above 0"),
     "a unit of nothing": ({"budget_unit": "tokens"}, "without a --budget"),
     "must and never": ({"must": ["silent"]}, "--must and --never both name 'silent'"),

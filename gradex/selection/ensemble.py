@@ -94,7 +94,7 @@ def require_seen(names: Sequence[str], counts: Float[np.ndarray, " source"], tot
     if unseen:
         raise GradexError(
             f"{unseen[0]} is in none of the {total} subsets, so that its effect is unknown; sample "
-            "more of them (--num_subsets)"
+            "more of them (--num_subsets), larger ones (--subset_size), or name others (--subsets)"
         )
 
 

@@ -8,6 +8,8 @@ from gradex.errors import GradexError
 from gradex.gradients.store import GradientStore
 from gradex.selection.rules import Rules
 
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6  # beyond, one target is all that counts
+
 
 @dataclass(frozen=True)
 class TargetArguments:
@@ -47,8 +49,11 @@ class TargetArguments:
                 "name the targets with --target and give each a weight"
             )
         for weight in self.target_weights:
-            if not 0 < weight < float("inf"):
-                raise GradexError(f"--target_weights: found {weight}, expected numbers above 0")
+            if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+                raise GradexError(
+                    f"--target_weights: found {weight:g}, expected numbers above 0, from "
+                    f"{LEAST_WEIGHT:g} to {MOST_WEIGHT:g}"
+                )
 
 
 @dataclass(frozen=True)

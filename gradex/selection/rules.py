@@ -16,6 +16,7 @@ from gradex.data.subsets import Subset
 from gradex.errors import GradexError, unknown
 
 ROUNDING = 1e-9  # 1 / (1 / 3) is three sources
+LEAST_SHARE = 1e-9  # of more sources than there are; the inverse of a smaller one is infinite
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,16 @@ class Rules:
     @property
     def fewest(self) -> int:
         """At least this many sources."""
-        by_share = math.ceil(1 / self.max_share - ROUNDING) if self.max_share else 1
+        least = max(self.max_share or 1.0, LEAST_SHARE)
+        by_share = math.ceil(1 / least - ROUNDING)
         return max(len(self.must), by_share)
 
     @property
     def most(self) -> int | float:
         """At most this many sources."""
-        by_share = math.floor(1 / self.min_share + ROUNDING) if self.min_share else math.inf
+        by_share: int | float = math.inf
+        if self.min_share:
+            by_share = math.floor(1 / max(self.min_share, LEAST_SHARE) + ROUNDING)
         return min(by_share, math.inf if self.max_sources is None else self.max_sources)
 
     def allows(self, subset: Iterable[str]) -> bool:

@@ -65,7 +65,7 @@ def _fit(score: Score, names: Sequence[str], subsets: Sequence[Subset]) -> tuple
     if len(subsets) < FEWEST:
         raise GradexError(
             f"found {len(subsets)} distinct subsets, a surrogate needs at least {FEWEST}; sample "
-            "more of them (--num_subsets)"
+            "more of them (--num_subsets), or choose with another --method"
         )
     member = membership(subsets, names)
     require_seen(names, member.sum(0), len(subsets))

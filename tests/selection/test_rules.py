@@ -83,6 +83,7 @@ def test_a_ranking_is_gone_down_as_far_as_the_budget_lets():
 
 
 IMPOSSIBLE = {
+    "share of nothing": (Rules(max_share=5e-324), "4.94066e-324 need 1000000000 sources"),
     "in both": (Rules(must=frozenset("a"), never=frozenset("ab")), "both name 'a'"),
     "unknown must": (Rules(must=frozenset("x")), "--must: unknown source 'x'; known are: a, b"),
     "unknown never": (Rules(never=frozenset("x")), "--never: unknown source 'x'; known are: a, b"),
