@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from gradex import finetune as stage
 from gradex.data.sources import load_sources
 from gradex.errors import GradexError
 from gradex.finetune import Config, finetune
@@ -20,6 +19,7 @@ from gradex.report import Config as ReportConfig
 from gradex.report import report
 from gradex.select_sources import Config as SelectConfig
 from gradex.select_sources import select_sources
+from gradex.selection import chosen
 from gradex.selection.choice import Selection
 from gradex.training.module import FineTuner
 from tests.conftest import skill_rows, write_jsonl
@@ -42,8 +42,8 @@ def made(tmp_path_factory, model_folder):
         model = str(model_folder("llama"))
         meta = meta_train(MetaConfig(model_name_or_path=model, tasks=[str(tasks)], **settings))
         store = project(ProjectConfig(meta_dir=str(meta), project_dim=20, points=1))
-        chosen = SelectConfig(store=str(store.absolute()), method="all", target="upper")
-        return tasks, Selection.read(select_sources(chosen))
+        every = SelectConfig(store=str(store.absolute()), method="all", target=["upper"])
+        return tasks, Selection.read(select_sources(every))
     finally:
         os.chdir(before)
 
@@ -175,7 +175,7 @@ def test_the_mixers_target_may_be_without_labels(made, written, monkeypatch):
     """Whatever the completions of its select rows are, the shares are the same."""
     config = Config(selection=written(), target_unlabelled=True, **MIXED)
     found = shares_in(finetune(config))
-    load = stage.load_data
+    load = chosen.load_data
 
     def relabelled(settings):
         sources = load(settings)
@@ -186,8 +186,8 @@ def test_the_mixers_target_may_be_without_labels(made, written, monkeypatch):
         rows = target.rows | {"select": tuple(other)}
         return replace(sources, by_name={**sources, "upper": replace(target, rows=rows)})
 
-    monkeypatch.setattr(stage, "load_data", relabelled)
-    monkeypatch.setattr(stage, "require_same_data", lambda *a, **k: None)
+    monkeypatch.setattr(chosen, "load_data", relabelled)
+    monkeypatch.setattr(chosen, "require_same_data", lambda *a, **k: None)
     assert shares_in(finetune(config)) == found
     labelled = replace(config, target_unlabelled=False)
     assert shares_in(finetune(labelled)) != found
