@@ -15,12 +15,12 @@ from typing import Any, Literal
 from gradex import runs
 from gradex.arguments import TrainArguments, keep
 from gradex.config import main, option, with_defaults
-from gradex.data.recorded import load_data, only_rows, require_same_data
 from gradex.data.writing import write_records
 from gradex.errors import GradexError
 from gradex.records import write_text
 from gradex.reporting.dataset_card import CardRow, dataset_card
-from gradex.selection.choice import Selection, selection_file
+from gradex.selection.choice import Selection
+from gradex.selection.chosen import read_chosen
 from gradex.selection.portions import COLUMNS, Portion, mixture, portions_of
 from gradex.training.job import Job, RowFile, rows_drawn
 from gradex.training.recipe import Recipe, make_recipe
@@ -50,18 +50,15 @@ class Readers:
 
 def export(config: Config) -> Path:
     """Returns the folder: data/, selection.json, the trainers' files and README.md."""
-    path = selection_file(config.selection)
-    selection = Selection.read(path)
-    recorded = selection.recorded_settings(where=str(path))
-    sources = load_data(recorded | {"allow_pickle": config.allow_pickle})
-    require_same_data(sources, selection.data, where=selection.store)
-    portions = portions_of(selection, only_rows(sources, selection.rows, where=str(path)))
+    chosen = read_chosen(config.selection, allow_pickle=config.allow_pickle)
+    selection = chosen.selection
+    portions = portions_of(selection, chosen.trained)
     readers = _readers(config.to, portions)
-    config = replace(config, selection=str(path))
+    config = replace(config, selection=str(chosen.path))
     inputs = asdict(selection)
     with runs.start("export", config, output_dir=config.output_dir, inputs=inputs) as run:
         selection.write(run.part / "selection.json")
-        _write_folder(run, selection, portions, readers, recorded)
+        _write_folder(run, selection, portions, readers, chosen.recorded)
     return run.path
 
 

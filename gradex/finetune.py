@@ -20,7 +20,7 @@ from gradex import runs
 from gradex.adapters.spec import export
 from gradex.arguments import TrainArguments, TrustArguments, combined, keep, require_one_device
 from gradex.config import main, option, require_left_out, require_positive, with_defaults
-from gradex.data.recorded import load_data, only_rows, require_same_data
+from gradex.data.recorded import load_data
 from gradex.data.sources import Sources
 from gradex.errors import unknown
 from gradex.records import write_json
@@ -28,7 +28,8 @@ from gradex.reporting.cards import adapter_card
 from gradex.reporting.ensembles import write_ensemble_csv
 from gradex.reporting.outcomes import outcome
 from gradex.reporting.shares import write_shares
-from gradex.selection.choice import Selection, selection_file
+from gradex.selection.choice import Selection
+from gradex.selection.chosen import read_chosen
 from gradex.selection.groups import read_groups
 from gradex.training.ensemble import tune_ensemble
 from gradex.training.recipe import make_recipe, with_steps
@@ -89,16 +90,12 @@ def finetune(config: Config) -> Path:
 
 
 def _one_adapter(config: Config) -> Path:
-    path = selection_file(config.selection)
-    selection = Selection.read(path)
-    recorded = selection.recorded_settings(where=str(path))
-    sources = load_data(recorded | {"allow_pickle": config.allow_pickle})
-    require_same_data(sources, selection.data, where=selection.store)
-    config = replace(config, selection=str(path))
+    chosen = read_chosen(config.selection, allow_pickle=config.allow_pickle)
+    selection, sources, recorded = chosen.selection, chosen.sources, chosen.recorded
+    config = replace(config, selection=str(chosen.path))
     if config.mixer != "none":
         config = with_defaults(config, MIXER_DEFAULTS | {"target": selection.target})
-    chosen = only_rows(sources, selection.rows, where=str(path))
-    rows = sum(len(chosen[name].rows["train"]) for name in selection.selected)
+    rows = sum(len(chosen.trained[name].rows["train"]) for name in selection.selected)
     config = with_defaults(
         with_steps(config, rows=rows, batches=recorded), keep(recorded, TrainArguments)
     )

@@ -63,6 +63,7 @@ def tune_selection(
     base, encoder = load_base_and_encoder(recipe.base, sources, max_length=max_length)
     base = on_best_device(base)
     before = test_scores(base.model, sources, encoder, targets)
+    # The classes of the model are those of all rows, whichever are chosen.
     chosen = only_rows(sources, selection.rows, where=selection.store)
     examples, _ = source_examples(encoder, chosen, selection.selected)
     mixture = _mixture(selection.weights, examples, is_open=plan is not None)
