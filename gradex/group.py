@@ -41,8 +41,8 @@ from gradex.reporting.heatmaps import groups_map, save
 from gradex.reporting.names import short
 from gradex.selection.affinity import Affinity, affinity, group_sources, require_possible
 from gradex.selection.choice import Choice, Selection, make_selection
-from gradex.selection.grouping import Clusters, Method, cluster_rows, share_out
 from gradex.selection.groups import write_groups
+from gradex.selection.row_clusters import Clusters, Method, cluster_rows, share_out
 
 GRADIENTS = Path("gradients")
 CLUSTERS, ROWS_A_CLUSTER = 100, 10  # where no number is said: so many, or one for so many rows

@@ -88,7 +88,7 @@ def label_logits(
         inputs["use_cache"] = False
     learned = labels != IGNORED
     places = _label_places(learned, by_sample)
-    with head_on(bare(model), learned, places.index) as shown:
+    with _head_on(bare(model), learned, places.index) as shown:
         logits = model(**inputs).logits
     if not shown:
         logits = logits[:, -learned.shape[1] :][learned]
@@ -116,7 +116,7 @@ def _label_places(learned: Bool[Tensor, "sample token"], by_sample: bool) -> _Pl
 
 
 @contextmanager
-def head_on(
+def _head_on(
     model: Any, learned: Bool[Tensor, "sample token"], index: Int[Tensor, "..."]
 ) -> Iterator[list[bool]]:
     """Show the output embedding what predicts a label, alone: logits are most of a small model's

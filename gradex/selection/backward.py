@@ -10,7 +10,7 @@ from gradex.estimators.gains import GainInterval
 from gradex.selection.choice import Choice
 from gradex.selection.rules import NO_RULES, Rules
 from gradex.selection.scores import Score, best_first
-from gradex.selection.steps import Step, first_few, stop
+from gradex.selection.trace import Step, first_few, stop
 from gradex.selection.worth import MIN_GAIN, Gain, Worth
 
 

@@ -9,7 +9,7 @@ from gradex.estimators.gains import GainInterval
 from gradex.selection.choice import Choice
 from gradex.selection.rules import NO_RULES, Rules
 from gradex.selection.scores import Score, best_first
-from gradex.selection.steps import SHOWN, Step, added, first_few, prefix_steps, stop
+from gradex.selection.trace import SHOWN, Step, added, first_few, prefix_steps, stop
 from gradex.selection.worth import MIN_GAIN, Gain, Worth
 
 REFRESH = 5  # of so many steps one tries all candidates

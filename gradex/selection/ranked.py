@@ -9,7 +9,7 @@ from gradex.errors import GradexError
 from gradex.selection.choice import Choice
 from gradex.selection.rules import NO_RULES, Rules
 from gradex.selection.scores import Score, best_first
-from gradex.selection.steps import prefix_steps, stop
+from gradex.selection.trace import prefix_steps, stop
 
 
 def top_select(

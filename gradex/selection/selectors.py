@@ -7,8 +7,8 @@ All are deterministic: of equal scores the first in the order of the names is ta
 
 from gradex.estimators.gains import GainInterval
 from gradex.selection.backward import backward_select
-from gradex.selection.ensemble import random_ensemble
 from gradex.selection.forward import forward_select
+from gradex.selection.random_ensemble import random_ensemble
 from gradex.selection.ranked import random_select, select_all, top_select
 from gradex.selection.rules import Rules
 from gradex.selection.scores import Score, TargetScore

@@ -16,12 +16,12 @@ from gradex.data.subsets import Subset, membership
 from gradex.errors import GradexError
 from gradex.estimators.kernel_ridge import STRENGTHS, KernelRidge, fit, linear, solve
 from gradex.selection.choice import Choice
-from gradex.selection.ensemble import require_seen
 from gradex.selection.forward import forward_select
+from gradex.selection.random_ensemble import require_seen
 from gradex.selection.rules import NO_RULES, Rules
 from gradex.selection.scores import Score
-from gradex.selection.steps import Step, stop
 from gradex.selection.swap import swap_select
+from gradex.selection.trace import Step, stop
 
 FEWEST = 4
 

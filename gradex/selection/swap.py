@@ -19,7 +19,7 @@ from gradex.errors import GradexError, unknown
 from gradex.selection.choice import Choice
 from gradex.selection.rules import NO_RULES, Rules
 from gradex.selection.scores import Score, evaluating_once
-from gradex.selection.steps import SHOWN, Step, stop
+from gradex.selection.trace import SHOWN, Step, stop
 
 MOST_MOVES = 20_000  # tried of one neighbourhood: all of up to 200 sources
 MAX_ROUNDS = 200

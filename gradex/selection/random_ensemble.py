@@ -16,7 +16,7 @@ from gradex.selection.choice import Choice
 from gradex.selection.ranked import at_most
 from gradex.selection.rules import NO_RULES, Rules
 from gradex.selection.scores import Score
-from gradex.selection.steps import Step, prefix_steps, stop
+from gradex.selection.trace import Step, prefix_steps, stop
 
 LEVEL = 1.645  # standard errors to each side of a 90% interval
 

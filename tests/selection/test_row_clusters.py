@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from gradex.errors import GradexError
 from gradex.gradients.across_points import all_points, directions
 from gradex.selection import grouping
-from gradex.selection.grouping import agglomerate, by_size, cluster_rows, k_means, share_out
+from gradex.selection.row_clusters import agglomerate, by_size, cluster_rows, k_means, share_out
 
 METHODS = {
     "agglomerative": agglomerate,

@@ -6,7 +6,7 @@ from toys import EFFECTS, NAMES, additive
 
 from gradex.data.subsets import sample_subsets
 from gradex.errors import GradexError
-from gradex.selection.ensemble import random_ensemble, tally_of
+from gradex.selection.random_ensemble import random_ensemble, tally_of
 from gradex.selection.rules import Rules
 
 SUBSETS = sample_subsets(NAMES, 20, sizes=[0.5], seed=0)  # all there are of three
