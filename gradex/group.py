@@ -9,7 +9,6 @@ others: a data set without task names can be selected from. With --sources, whol
 together by the estimates of subsets that hold them; each group has a selection of its own.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,7 +22,6 @@ from gradex import runs
 from gradex.arguments import EstimatorArguments, SubsetArguments, TrustArguments, keep
 from gradex.config import main, option, require_left_out, require_positive
 from gradex.data.clusters import cut
-from gradex.data.formats import Row
 from gradex.data.recorded import load_data, require_same_data
 from gradex.data.sources import Sources
 from gradex.data.subsets import find_subsets, membership
@@ -36,10 +34,9 @@ from gradex.gradients.description import fingerprint
 from gradex.gradients.regroup import regroup
 from gradex.gradients.store import GradientStore, open_store
 from gradex.records import write_json
-from gradex.reporting.csv_table import write_csv
+from gradex.reporting.grouped import write_affinity, write_clusters
 from gradex.reporting.heatmaps import groups_map, save
-from gradex.reporting.names import short
-from gradex.selection.affinity import Affinity, affinity, group_sources, require_possible
+from gradex.selection.affinity import affinity, group_sources, require_possible
 from gradex.selection.choice import Choice, Selection, make_selection
 from gradex.selection.groups import write_groups
 from gradex.selection.row_clusters import Clusters, Method, cluster_rows, share_out
@@ -47,7 +44,6 @@ from gradex.selection.row_clusters import Clusters, Method, cluster_rows, share_
 GRADIENTS = Path("gradients")
 CLUSTERS, ROWS_A_CLUSTER = 100, 10  # where no number is said: so many, or one for so many rows
 MOST_COMPARED = 5000  # rows of a source, up to which every row is compared with every other
-SAMPLES, LONGEST = 3, 80  # prompts that clusters.csv shows of each cluster, and their letters
 OF_ROWS = ("num_clusters", "source", "method")
 OF_BOTH = ("store", "seed", "output_dir", "sources", "trust_remote_code", "allow_pickle")
 log = logging.getLogger(__name__)
@@ -108,7 +104,7 @@ def _cluster_rows(config: Config, store: GradientStore) -> Path:
         clusters = _clusters(config, store, shares)
         cut_up, of = cut(sources, {name: found.rows for name, found in clusters.items()})
         write_task_folder(run.part / "tasks", cut_up)
-        _write_tables(run.part, clusters, cut_up, of)
+        write_clusters(run.part, list(clusters.values()), cut_up, of)
         made = _store(store, cut_up, of, tasks=run.path / "tasks")
         write_json(run.part / "store.json", {"store": str(made.path)})
     log.info(
@@ -167,29 +163,6 @@ def _store(
     return regroup(store, GRADIENTS / name, sources, of=of, origin=origin)
 
 
-def _write_tables(
-    folder: Path, clusters: dict[str, Clusters], sources: Sources, of: dict[str, str]
-) -> None:
-    """group.csv: a line a row; clusters.csv: a line a cluster."""
-    rows = ([row.id, name] for name in of for row in sources[name].rows["train"])
-    write_csv(folder / "group.csv", ["row", "cluster"], rows)
-    losses = [loss for found in clusters.values() for loss in found.mean_loss.tolist()]
-    lines = (
-        [name, str(len(rows)), loss, *_samples(rows)]
-        for name, loss in zip(of, losses, strict=True)
-        for rows in [sources[name].rows["train"]]
-    )
-    header = ["cluster", "rows", "mean_loss", *(f"sample_{i + 1}" for i in range(SAMPLES))]
-    write_csv(folder / "clusters.csv", header, lines)
-
-
-def _samples(rows: Sequence[Row]) -> list[str]:
-    """The first prompts, quoted: a spreadsheet is not to take one for a formula."""
-    asked = [row.prompt[-1][1] if row.prompt else row.completion for row in rows[:SAMPLES]]
-    texts = [json.dumps(short(text, LONGEST), ensure_ascii=False) for text in asked]
-    return texts + [""] * (SAMPLES - len(texts))
-
-
 # Groups of sources.
 
 
@@ -207,7 +180,7 @@ def _group_sources(config: Config, store: GradientStore) -> Path:
         groups = group_sources(found, config.num_groups)
         estimates = fitted.predict([frozenset(names) for names in groups])
         write_groups(run.part, _selections(groups, estimates, store))
-        _write_affinity(run.part / "affinity.csv", found)
+        write_affinity(run.part / "affinity.csv", found)
         save(groups_map(found.together, found.sources, groups), run.part / "groups.png")
     for number, names in enumerate(groups):
         log.info("group %d: %s", number, ", ".join(names))
@@ -232,16 +205,6 @@ def _selections(
         )
         for names, value in zip(groups, estimates.value.mean(1), strict=True)
     ]  # fmt: skip
-
-
-def _write_affinity(path: Path, found: Affinity) -> None:
-    """One line a pair."""
-    names = found.sources
-    lines = (
-        [names[i], names[j], found.together[i, j], found.distance[i, j]]
-        for i, j in zip(*np.triu_indices(len(names), 1), strict=True)
-    )
-    write_csv(path, ["source", "other", "together", "distance"], lines)
 
 
 if __name__ == "__main__":
