@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from gradex.errors import GradexError
 from gradex.gradients.across_points import all_points, directions
-from gradex.selection import grouping
+from gradex.selection import row_clusters
 from gradex.selection.row_clusters import agglomerate, by_size, cluster_rows, k_means, share_out
 
 METHODS = {
@@ -63,14 +63,14 @@ def test_it_is_the_published_clustering():
 
 def test_k_means_learns_what_its_sample_has_not_seen(monkeypatch):
     """The mini-batches move a centre to the mean of its rows, up to those it has seen before."""
-    monkeypatch.setattr(grouping, "SAMPLE", 20)
-    monkeypatch.setattr(grouping, "SAMPLE_A_CLUSTER", 1)
+    monkeypatch.setattr(row_clusters, "SAMPLE", 20)
+    monkeypatch.setattr(row_clusters, "SAMPLE_A_CLUSTER", 1)
     rows, truth = planted(sizes=(300, 200), noise=0.2)
-    centres, seen = grouping._begin(partial(blocks, rows), 2, 0)
+    centres, seen = row_clusters._begin(partial(blocks, rows), 2, 0)
     assert seen.sum() == 20
     for _ in range(50):
         for block in blocks(rows):
-            grouping._learn(centres, seen, block)
+            row_clusters._learn(centres, seen, block)
     means = np.stack([rows[truth == label].mean(0) for label in (0, 1)])
     far = np.linalg.norm(centres[:, None] - means[None], axis=2).min(1)
     assert (far < 0.01).all()
@@ -129,6 +129,6 @@ def test_more_clusters_than_rows_and_too_many_pairs_are_refused(tmp_path, monkey
     store = store_of(tmp_path / "s", {"a": rows}, {"t": rows[1:]})
     with pytest.raises(GradexError, match="found 6 for the 5 rows of 'a' that have a gradient"):
         cluster_rows([store], "a", 6, method="agglomerative", seed=0)
-    monkeypatch.setattr(grouping, "MOST_COMPARED", 4)
+    monkeypatch.setattr(row_clusters, "MOST_COMPARED", 4)
     with pytest.raises(GradexError, match=r"all pairs of 5 rows.*say --method kmeans"):
         cluster_rows([store], "a", 2, method="agglomerative", seed=0)
