@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test notebooks lint clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m gradex.pipeline --num_seeds 3
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -q
+
+notebooks: $(VENV)/.ready
+	$(BIN)/python notebooks/execute.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -25,7 +28,7 @@ $(VENV)/.ready: requirements.lock setup.py
 	else \
 	  $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet $$(grep '^torch==' requirements.lock); \
 	fi
-	@echo "installing about 85 packages, a minute or two"
+	@echo "installing about 115 packages, a minute or two"
 	grep -v '^torch==' requirements.lock > $(VENV)/requirements.txt
 	$(BIN)/pip install --quiet -r $(VENV)/requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
