@@ -8,9 +8,15 @@ import logging
 import math
 import sys
 import warnings
-from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import (
+    Action,
+    ArgumentDefaultsHelpFormatter,
+    ArgumentParser,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, fields
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,6 +153,7 @@ def _parser(config_class: type, stage: str):
     parser = Parser(
         config_class,
         prog=f"gradex {stage}",
+        usage=f"gradex {stage} [flags]",
         description=sys.modules[config_class.__module__].__doc__,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
@@ -154,14 +161,35 @@ def _parser(config_class: type, stage: str):
     for f in fields(config_class):  # the parser writes its own types into the class
         f.type = types[f.name]
     parser.add_argument("--config", help="YAML file with values for these flags; flags win")
+    _group_flags(parser, config_class)
     return parser
 
 
+def _group_flags(parser: ArgumentParser, config_class: type) -> None:
+    """Flags that stages share stand under what their class is about, after the stage's own."""
+    rest = next(group for group in parser._action_groups if group.title == "options")
+    for shared in config_class.__mro__[1:-1]:
+        names = get_annotations(shared).keys() - get_annotations(config_class).keys()
+        flags = [action for action in rest._group_actions if action.dest in names]
+        if flags:
+            title = (shared.__doc__ or shared.__name__).partition(".")[0]
+            parser.add_argument_group(title.lower())._group_actions = flags
+            rest._group_actions = [a for a in rest._group_actions if a not in flags]
+
+
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults behind every help line; where the default is None, the line says what that means."""
+    """A flag in one spelling, its default behind its line; None is told by the line itself, and
+    what is off needs no telling."""
 
     def _get_help_string(self, action: Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        plain = action.default is None or action.default is False
+        return action.help if plain else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if action.nargs == 0 or action.const is True:
+            return ", ".join(action.option_strings[: 2 if action.nargs == 0 else 1])
+        value = self._metavar_formatter(action, "VALUE")(1)[0]
+        return f"{action.option_strings[0]} {value}{' ...' if action.nargs == '+' else ''}"
 
 
 def _parse_all(parser, argv: Sequence[str], where: str = ""):

@@ -42,6 +42,17 @@ def test_every_flag_has_a_help_line_with_its_default(stage, capsys):
     assert "--config" in text and "None)" not in text
 
 
+def test_help_shows_a_flag_once_under_what_it_is_about(capsys):
+    with pytest.raises(SystemExit):
+        main(["select_sources", "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: gradex select_sources [flags]\n")
+    assert "--max-sources" not in text and "MAX_SOURCES" not in text and "[ROBUST]" not in text
+    places = ["options:", "-h, --help", "  --level {", "how to search:", "  --method {"]
+    places += ["what sources are chosen for:", "  --target VALUE ...", "  --store VALUE"]
+    assert sorted(map(text.index, places)) == list(map(text.index, places))
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_flag_without_a_default_says_what_happens(stage):
     for field in fields(importlib.import_module(f"gradex.{stage}").Config):
