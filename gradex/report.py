@@ -79,7 +79,7 @@ def _content(
     calibrations = _calibrations(place, places["verify"])
     ensemble = newest_ensemble(selection.store, target=selection.target)
     stages = [
-        meta, _project_run(store), *calibrations, place, *(path for path, _ in tunes),
+        meta, *_store_runs(store.path), *calibrations, place, *(path for path, _ in tunes),
         ensemble and ensemble[0], *places.values(),
     ]  # fmt: skip
     return {
@@ -95,8 +95,10 @@ def _content(
             "value": selection.value,
             "base_value": selection.base_value,
             "trace": selection.trace,
-            "scores": selection.scores,
+            # Of single rows they count what was chosen, which is no score that wants to be low.
+            "scores": {} if selection.rows else selection.scores,
             "weights": selection.weights,
+            "rows": {name: len(ids) for name, ids in selection.rows.items()},
         },
         "test_rows": int((store.table("target", selection.target)["split"] == b"test").sum()),
         "outcomes": _outcomes(selection, [results for _, results in tunes]),
@@ -122,11 +124,16 @@ def _meta_run(store: GradientStore) -> Path | None:
     return None
 
 
-def _project_run(store: GradientStore) -> Path | None:
-    for path in reversed(runs.finished("project")):
-        if Path(read_json(path / "store.json", "a run of project")["store"]) == store.path:
-            return path
-    return None
+def _store_runs(store: Path) -> list[Path]:
+    """The run of project that made a store; before a run of group, those of what it cut up."""
+    for path in reversed(runs.finished("project", "group")):
+        made = path / "store.json"
+        if not made.exists() or Path(read_json(made, "a run's store")["store"]) != store:
+            continue
+        if path.parent.name == "project":
+            return [path]
+        return [*_store_runs(Path(read_yaml(path / "config.yaml")["store"])), path]
+    return []
 
 
 def _calibrations(place: Path, verified: Path | None) -> list[Path]:

@@ -80,7 +80,9 @@ def test_clusters_go_all_the_way_like_any_source(store, world):
     assert set(chosen.selected) <= set(made.sources) and chosen.store == str(made.path)
     tuned = finetune(FinetuneConfig(max_steps=1))
     assert json.loads((tuned / "results.json").read_text())["selected"] == chosen.selected
-    assert "mixed/cluster-000" in report(ReportConfig()).read_text()
+    page = report(ReportConfig()).read_text()
+    assert "mixed/cluster-000" in page
+    assert f"gradex {run}/config.yaml" in page and "gradex runs/project/" in page
 
 
 def test_the_rows_and_their_estimates_are_those_of_the_source(store):

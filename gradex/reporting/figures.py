@@ -129,6 +129,7 @@ def selection_path(path: list[dict]) -> str:
         axes.plot(values, rows, color=FAINT, linewidth=1.5)
         axes.scatter(values, rows, s=38, color=ACCENT, zorder=3)
         axes.set_xlabel("estimated value (lower is better)")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         _named_rows(axes, [f"{step['step']}  {short(step['did'])}" for step in steps])
         return inline_svg(
             figure,

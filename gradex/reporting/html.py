@@ -52,20 +52,24 @@ def _answer(report: dict) -> dict:
     """What the first screen shows."""
     outcomes = report.get("outcomes") or []
     selection = report.get("selection") or {}
-    selected, shares = selection.get("selected") or [], selection.get("weights") or {}
-    chips = [
-        f"{name} {quantities.percent(shares[name])}" if name in shares else name
-        for name in selected[:MOST_CHIPS]
-    ]
+    selected = selection.get("selected") or []
     return {
         "facts": _facts(report),
         "sentence": sentences.answer(report),
-        "chips": chips,
+        "chips": [_chip(name, selection) for name in selected[:MOST_CHIPS]],
         "chips_left_out": len(selected[MOST_CHIPS:]),
         "not_chosen": (report.get("n_sources") or 0) - len(selected),
         "outcomes": tables.outcome_rows(outcomes),
         "metric": tables.metric_name(outcomes),
     }
+
+
+def _chip(name: str, selection: dict) -> str:
+    """A chosen source, with its share of the training or its chosen rows where these were said."""
+    shares, rows = selection.get("weights") or {}, selection.get("rows") or {}
+    if name in shares:
+        return f"{name} {quantities.percent(shares[name])}"
+    return f"{name} {sentences.plural(rows[name], 'row')}" if name in rows else name
 
 
 def _facts(report: dict) -> dict[str, str | None]:

@@ -26,7 +26,8 @@ def answer(report: dict) -> str:
     if chosen is None:
         return _unmeasured(report)
     rivals = sorted((row for row in measured if row is not chosen), key=_mean_loss)
-    sentences = [_losses(chosen, rivals, target=report.get("target"))]
+    subject = f"Fine-tuning on {_the_chosen(report, chosen.get('sources'))}"
+    sentences = [_losses(subject, chosen, rivals, target=report.get("target"))]
     if rivals:
         sentences += [_verdict(chosen, rivals), _seed_noise(chosen, rivals)]
         sentences += [_other_opinion(chosen, rivals)]
@@ -38,9 +39,8 @@ def _mean_loss(outcome: dict) -> float:
     return mean(outcome["loss"])
 
 
-def _losses(chosen: dict, rivals: list[dict], *, target: str | None) -> str:
+def _losses(subject: str, chosen: dict, rivals: list[dict], *, target: str | None) -> str:
     digits = telling_digits([_mean_loss(row) for row in (chosen, *rivals)])
-    subject = f"Fine-tuning on {_the_chosen(chosen.get('sources'))}"
     where = f" on {target}" if target else ""
     text = f"{subject} gives a test loss of {number(mean(chosen['loss']), digits)}{where}"
     if rivals:
@@ -109,20 +109,25 @@ def _runs_without_loss(outcomes: list[dict]) -> str:
     lost = len(losses) - len(finite(losses))
     if not lost:
         return ""
-    return f"Left out of the means: {_plural(lost, 'run')} that gave no finite loss."
+    return f"Left out of the means: {plural(lost, 'run')} that gave no finite loss."
 
 
 def _unmeasured(report: dict) -> str:
     selection = report.get("selection") or {}
     if not selection.get("selected"):
         return ""
-    chosen = _the_chosen(len(selection["selected"]))
+    chosen = _the_chosen(report, len(selection["selected"]))
     text = f"Nothing was fine-tuned on {chosen} yet, so there is no measured loss to report."
     value, start = selection.get("value"), selection.get("base_value")
-    if is_finite(value) and is_finite(start):
+    if _is_estimate(selection) and is_finite(value) and is_finite(start):
         digits = telling_digits([value, start])
         text += f" The estimate is {number(value, digits)}, from {number(start, digits)} before."
     return text
+
+
+def _is_estimate(selection: dict) -> bool:
+    """Weighing and ranking rows give a first-order change instead of an estimate of the loss."""
+    return not selection.get("rows") and not selection.get("method", "").startswith("weigh_")
 
 
 def estimates(verify: dict | None) -> str:
@@ -177,7 +182,7 @@ def calibration(verify: dict) -> str:
             "look at the correlation and not at the relative error."
         )
     anchors = verify.get("anchors")
-    on = f" on {_plural(anchors, 'other true fine-tune')}, the anchors" if anchors else ""
+    on = f" on {plural(anchors, 'other true fine-tune')}, the anchors" if anchors else ""
     return (
         f"The estimates are calibrated{on}: the thin lines are 90% intervals, and the dashed line "
         "is where estimate and truth agree."
@@ -196,7 +201,7 @@ def transfer(found: dict, target: str | None) -> str:
 def _first_names(names: list[str]) -> str:
     more = len(names) - MOST_NAMES
     shown = [one_line(name) for name in names[:MOST_NAMES]]
-    shown += [_plural(more, "more source")] if more > 0 else []
+    shown += [plural(more, "more source")] if more > 0 else []
     return _join(shown, "and") if shown else "no source clearly"
 
 
@@ -218,7 +223,10 @@ def trust(found: dict, target: str | None) -> str:
     )
 
 
-def _the_chosen(sources: int | None) -> str:
+def _the_chosen(report: dict, sources: int | None) -> str:
+    rows = (report.get("selection") or {}).get("rows") or {}
+    if rows:
+        return f"{plural(sum(rows.values()), 'chosen row')} of {plural(len(rows), 'source')}"
     if sources is None:
         return "the chosen sources"
     return "the one chosen source" if sources == 1 else f"the {sources:,} chosen sources"
@@ -240,7 +248,7 @@ def _seeds(chosen: dict, rivals: list[dict]) -> str:
     return f"mean of {counts.pop()} seeds" if len(counts) == 1 else "means over seeds"
 
 
-def _plural(amount: int, noun: str) -> str:
+def plural(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
 
 

@@ -207,6 +207,22 @@ def test_a_choice_that_was_not_fine_tuned_is_not_sold_as_a_result(report: dict) 
     assert "<strong>" not in render(report)
 
 
+def test_a_change_to_first_order_is_not_called_an_estimate(report: dict) -> None:
+    report["outcomes"] = []
+    report["selection"] |= {"value": 0.5, "base_value": 0.9}
+    assert "The estimate is 0.50, from 0.90 before." in answer(report)
+    report["selection"]["method"] = "weigh_match"
+    assert "The estimate is" not in answer(report)
+
+
+def test_chosen_rows_are_counted_as_rows(report: dict) -> None:
+    report["selection"] |= {"selected": ["sort", "max"], "rows": {"sort": 1200, "max": 1}}
+    report["selection"] |= {"scores": {}, "weights": {}}
+    assert "Fine-tuning on 1,201 chosen rows of 2 sources gives" in answer(report)
+    assert "sort 1,200 rows" in render(report) and "max 1 row<" in render(report)
+    assert "The score is" not in render(report)
+
+
 def test_uncalibrated_estimates_are_called_ranks(report: dict) -> None:
     assert "they are ranks" in render(report)
     report["verify"]["calibrated"] = True
