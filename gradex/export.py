@@ -35,7 +35,9 @@ class Config:
         "all", "who reads the folder: a trainer; hf: datasets.load_dataset, by a card; jsonl: the "
         "rows alone; all: everyone that these rows are fit for"
     )  # fmt: skip
-    selection: str | None = option(None, "a selection.json; default: the newest run's")
+    selection: str | None = option(
+        None, "a selection.json or its run; default: select_sources' newest"
+    )
     allow_pickle: bool = option(False, "read pickle files, which can run code")
     output_dir: str | None = option(None, "the folder; default: runs/export/UTC-TIME")
 

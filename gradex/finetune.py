@@ -43,7 +43,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Config(TrainArguments, TrustArguments):
-    selection: str | None = option(None, "a selection.json; default: the newest run's")
+    selection: str | None = option(
+        None, "a selection.json or its run; default: select_sources' newest"
+    )
     ensemble: str | None = option(
         None, "a run of group --sources: one adapter a group, combined by weighted outputs; "
         "default: one adapter on a selection"

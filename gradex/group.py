@@ -10,6 +10,7 @@ together by the estimates of subsets that hold them; each group has a selection 
 """
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -109,7 +110,7 @@ def _cluster_rows(config: Config, store: GradientStore) -> Path:
         write_json(run.part / "store.json", {"store": str(made.path)})
     log.info(
         "%d clusters of %d sources; next: gradex select_sources --store %s --target %s",
-        len(of), len(clusters), made.path, made.targets[0],
+        len(of), len(clusters), made.path, shlex.quote(made.targets[0]),
     )  # fmt: skip
     return run.path
 

@@ -80,10 +80,10 @@ def select_sources(config: Config) -> Path:
         if combined.scale is not None:
             selection = _standardised(selection, combined, store)
         selection.write(run.part / "selection.json")
-    _tell(selection)
     if gains is not None and len(choice.selected) < len(search.allowed):
         low, high = gains(frozenset(search.allowed), frozenset(choice.selected))
         log.info("estimated to gain over all of them: %.3g to %.3g (90%% interval)", low, high)
+    _tell(selection, run.path)
     return run.path / "selection.json"
 
 
@@ -136,7 +136,7 @@ def _select_rows(
         selection = make_selection(choice, store, method="rows", targets=targets)
         selection.write(run.part / "selection.json")
     log.info("%d of %d rows chosen", len(best), len(scores.ids))
-    _tell(selection)
+    _tell(selection, run.path)
     return run.path / "selection.json"
 
 
@@ -158,14 +158,15 @@ def _standardised(selection: Selection, combined: Together, store: GradientStore
     return replace(selection, base_value=float(base), calibrated=False)
 
 
-def _tell(selection: Selection) -> None:
+def _tell(selection: Selection, place: Path) -> None:
     first, more = selection.selected[:SHOWN], len(selection.selected) - SHOWN
     log.info(
         "%d of %d sources chosen for %s: %s%s", len(selection.selected), selection.n_sources,
         ", ".join(selection.targets), ", ".join(first), f" and {more} more" if more > 0 else "",
     )  # fmt: skip
     if selection.trace and "stop" in selection.trace[-1]:
-        log.info("why no others: %s", selection.trace[-1]["stop"]["reason"])
+        log.info("the search ended: %s", selection.trace[-1]["stop"]["reason"])
+    log.info("next: gradex finetune --selection %s", place)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,8 @@ def weigh(config: Config) -> Path:
             averaged = averaged_weights(config.method, sources, wanted)
             summary |= _write_weights(run.part, resolved, store, averaged)
         write_json(run.part / "weigh.json", summary)
+    if config.method != "minnorm":
+        log.info("next: gradex finetune --selection %s", run.path)
     return run.path
 
 

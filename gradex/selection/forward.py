@@ -49,7 +49,8 @@ def forward_select(
         if gain.doubt and rules.allows(added(trace)):
             if shortlist.forget():
                 continue
-            stop(trace, f"{step['added']}: {gain.doubt}", refused=step | gain.recorded())
+            why = f"the best other is {step['added']}, and {gain.doubt}"
+            stop(trace, why, refused=step | gain.recorded())
             break
         trace.append(step | gain.recorded())
     else:
