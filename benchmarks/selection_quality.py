@@ -16,27 +16,28 @@ True results are read from benchmarks/truth/; what is not there is fine-tuned.
 import argparse
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 from estimate_quality import Row, number, say
 from quality_worlds import Truth, World, demo_world, entered, held_out_sets, store_of, text_world
 
 from gradex.arguments import AnchorArguments, EstimatorArguments
-from gradex.config import read_yaml
 from gradex.data.subsets import Subset, sample_subsets
 from gradex.data.tokens import encode_all
 from gradex.data.true_runs import scores_of
 from gradex.estimators import make_calibrated, make_estimator
 from gradex.estimators.gains import GainInterval, gain_interval
 from gradex.estimators.protocol import Estimator
-from gradex.gradients.meta_training import meta_training_of
 from gradex.gradients.store import GradientStore
-from gradex.runs import newest
+from gradex.meta_train import Config as MetaConfig
+from gradex.meta_train import meta_train
+from gradex.project import Config as ProjectConfig
+from gradex.project import project
 from gradex.selection.choice import Choice
 from gradex.selection.selectors import (
     backward_select,
@@ -118,7 +119,7 @@ def main() -> None:
             say(f"{which} can be chosen", _means(losses, choices))
             say("The same by target: test losses", _by_target(losses))
             say("The choices", _chosen(choices))
-        say(f"Choosing among {SUBSETS:,} subsets", _costs(store, truth))
+        say(f"Choosing among {SUBSETS:,} subsets", _costs(world, store, truth))
 
 
 def _arguments() -> argparse.Namespace:
@@ -231,7 +232,7 @@ def _chosen(choices: Mapping[str, Choices]) -> list[Row]:
     return rows
 
 
-def _costs(store: GradientStore, truth: Truth) -> list[Row]:
+def _costs(world: World, store: GradientStore, truth: Truth) -> list[Row]:
     """Tokens that go forward and backward, and seconds on this machine: training on every subset,
     against one meta-training, the gradients at every point, and the estimates."""
     recipe, sources = truth.trials.recipe, truth.trials.sources
@@ -244,8 +245,8 @@ def _costs(store: GradientStore, truth: Truth) -> list[Row]:
     tune = recipe.max_steps * recipe.batch_size * recipe.accumulate * float(np.mean(lengths))
     gradients = (1 + len(store.points())) * (sum(lengths) + measured)
     tokens = {"train": SUBSETS * tune, "select": tune + gradients, "anchors": ANCHORS * tune}
-    seconds = _seconds(store, truth)
-    rows = [("", ["million tokens", "ratio", "seconds", "ratio"])]
+    seconds = _seconds(world, truth, store)
+    rows = [("", ["million tokens", "ratio", "processor seconds", "ratio"])]
     parts = {
         f"fine-tuning on each of {SUBSETS:,}": ("train",),
         "meta-training, gradients, estimates": ("select",),
@@ -260,19 +261,22 @@ def _costs(store: GradientStore, truth: Truth) -> list[Row]:
     return rows
 
 
-def _seconds(store: GradientStore, truth: Truth) -> dict[str, float]:
-    """Of the runs that made the store, as they told; fine-tunes and estimates are timed now."""
-    meta = meta_training_of(store, otherwise="run it again").adapter.parent
-    made = sum(read_yaml(run / "config.yaml")["seconds"] for run in (meta, newest("project")))
+def _seconds(world: World, truth: Truth, store: GradientStore) -> dict[str, float]:
+    """Of the processor, one thread, all timed now: a meta-training, the gradients at its points,
+    the estimates; and a few fine-tunes."""
     subsets = sample_subsets(store.sources, SUBSETS, sizes=[0.5], seed=0)
-    begun = time.perf_counter()
-    make_estimator(EstimatorArguments()).fit(store).predict(subsets)
-    estimated = time.perf_counter() - begun
-    with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        truth.trials.run(subsets[:TIMED], Path(folder), order=store.sources)
-        tune = (time.perf_counter() - begun) / TIMED
-    return {"train": SUBSETS * tune, "select": made + estimated, "anchors": ANCHORS * tune}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        begun = process_time()
+        meta = meta_train(MetaConfig(**world.meta, output_dir=str(folder / "meta")))
+        made = ProjectConfig(meta_dir=str(meta), project_dim=100, output_dir=str(folder / "store"))
+        own = GradientStore.open(project(made))
+        make_estimator(EstimatorArguments()).fit(own).predict(subsets)
+        selected = process_time() - begun
+        begun = process_time()
+        truth.trials.run(subsets[:TIMED], folder / "trials", order=store.sources)
+        tune = (process_time() - begun) / TIMED
+    return {"train": SUBSETS * tune, "select": selected, "anchors": ANCHORS * tune}
 
 
 if __name__ == "__main__":
