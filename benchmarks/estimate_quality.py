@@ -15,7 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from quality_worlds import Truth, World, demo_world, entered, held_out_sets, store_of, text_world
+from quality_worlds import (
+    Truth,
+    World,
+    add_world_flags,
+    entered,
+    held_out_sets,
+    said_world,
+    store_of,
+)
 
 from gradex.arguments import AnchorArguments, EstimatorArguments
 from gradex.data.evidence import coverage, log_r2
@@ -38,7 +46,7 @@ Row = tuple[str, list[str]]
 def main() -> None:
     said = _arguments()
     logging.disable(logging.WARNING)
-    world = _world(said)
+    world = said_world(said)
     with entered(world, Path(said.work) / world.name):
         store = store_of(world, project_dim=100, features=True)
         truths = {start: Truth(world, store, start, refresh=said.refresh) for start in said.start}
@@ -63,21 +71,10 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--demo_seed", type=int, default=0)
-    parser.add_argument("--world", help="a folder of sources, instead of the demo's")
-    parser.add_argument("--model", help="with --world: the base model")
-    parser.add_argument("--target", nargs="+", help="with --world: the targets")
-    parser.add_argument("--max_steps", type=int, default=200, help="with --world")
+    add_world_flags(parser)
     parser.add_argument("--start", nargs="+", choices=STARTS, default=list(STARTS))
-    parser.add_argument("--refresh", action="store_true", help="make the true results anew")
     parser.add_argument("--work", default="runs/estimate_quality", help="where gradients are kept")
     return parser.parse_args()
-
-
-def _world(said: argparse.Namespace) -> World:
-    if said.world is None:
-        return demo_world(said.demo_seed)
-    return text_world(Path(said.world), said.model, said.target, steps=said.max_steps)
 
 
 def _estimator(**flags: object) -> Make:

@@ -8,6 +8,7 @@ start. They are made anew where that hash differs, or with --refresh.
 import json
 import os
 import shutil
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +74,21 @@ def text_world(folder: Path, model: str, targets: Sequence[str], *, steps: int) 
     }
     sizes = {"half": (30, (0.5,))}
     return World(folder.name, meta, sizes, anchor_seeds=3, most_anchors=8, twice=8)
+
+
+def add_world_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--demo_seed", type=int, default=0)
+    parser.add_argument("--world", help="a folder of sources, instead of the demo's")
+    parser.add_argument("--model", help="with --world: the base model")
+    parser.add_argument("--target", nargs="+", help="with --world: the targets")
+    parser.add_argument("--max_steps", type=int, default=200, help="with --world")
+    parser.add_argument("--refresh", action="store_true", help="make the true results anew")
+
+
+def said_world(said: Namespace) -> World:
+    if said.world is None:
+        return demo_world(said.demo_seed)
+    return text_world(Path(said.world), said.model, said.target, steps=said.max_steps)
 
 
 @contextmanager

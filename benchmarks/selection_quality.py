@@ -24,7 +24,15 @@ from time import process_time
 
 import numpy as np
 from estimate_quality import Row, number, say
-from quality_worlds import Truth, World, demo_world, entered, held_out_sets, store_of, text_world
+from quality_worlds import (
+    Truth,
+    World,
+    add_world_flags,
+    entered,
+    held_out_sets,
+    said_world,
+    store_of,
+)
 
 from gradex.arguments import AnchorArguments, EstimatorArguments
 from gradex.data.subsets import Subset, sample_subsets
@@ -100,7 +108,7 @@ Choices = Mapping[str, list[Subset]]  # method -> its choice, or random ones
 def main() -> None:
     said = _arguments()
     logging.disable(logging.WARNING)
-    world = _world(said)
+    world = said_world(said)
     with entered(world, Path(said.work).resolve() / world.name):
         store = store_of(world, project_dim=100, features=True)
         truth = Truth(world, store, "base", refresh=said.refresh)
@@ -124,21 +132,10 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--demo_seed", type=int, default=0)
-    parser.add_argument("--world", help="a folder of sources, instead of the demo's")
-    parser.add_argument("--model", help="with --world: the base model")
-    parser.add_argument("--target", nargs="+", help="with --world: the targets")
-    parser.add_argument("--max_steps", type=int, default=200, help="with --world")
+    add_world_flags(parser)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of fine-tuning")
-    parser.add_argument("--refresh", action="store_true", help="make the true results anew")
     parser.add_argument("--work", default="runs/selection_quality", help="where gradients are kept")
     return parser.parse_args()
-
-
-def _world(said: argparse.Namespace) -> World:
-    if said.world is None:
-        return demo_world(said.demo_seed)
-    return text_world(Path(said.world), said.model, said.target, steps=said.max_steps)
 
 
 def _case(store: GradientStore, truth: Truth, target: str, *, own: bool) -> Case:
