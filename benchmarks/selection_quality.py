@@ -89,13 +89,14 @@ class Case:
 
 
 def _forward(case: Case) -> Choice:
-    return forward_select(case.score, case.names, gain_interval=case.gains)
+    return forward_select(case.score, case.names)
 
 
 METHODS: dict[str, Callable[[Case], Choice]] = {
     FORWARD: _forward,
     "**random ensemble**": lambda c: random_ensemble(c.score, c.names, subsets=c.halves),
-    "backward": lambda c: backward_select(c.score, c.names, gain_interval=c.gains),
+    "forward, only sure": lambda c: forward_select(c.score, c.names, gain_interval=c.gains),
+    "backward": lambda c: backward_select(c.score, c.names),
     "swap": lambda c: swap_select(c.score, c.names, start=_forward(c).selected),
     "surrogate": lambda c: surrogate_select(c.score, c.names, subsets=c.halves),
     f"forward, {ANCHORS} anchors": lambda c: forward_select(

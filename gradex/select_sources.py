@@ -71,7 +71,7 @@ def select_sources(config: Config) -> Path:
         return _select_rows(resolved, store, targets, rules)
     resolved, calibration = with_calibration(resolved, store)
     with runs.start("select_sources", resolved, output_dir=config.output_dir) as run:
-        search, combined, gains = _search(resolved, store, targets, rules, calibration)
+        search, combined = _search(resolved, store, targets, rules, calibration)
         choice = _mixed(choose(search, resolved), rules, store)
         selection = make_selection(
             choice, store, method=config.method, targets=targets,
@@ -80,9 +80,7 @@ def select_sources(config: Config) -> Path:
         if combined.scale is not None:
             selection = _standardised(selection, combined, store)
         selection.write(run.part / "selection.json")
-    if gains is not None and len(choice.selected) < len(search.allowed):
-        low, high = gains(frozenset(search.allowed), frozenset(choice.selected))
-        log.info("estimated to gain over all of them: %.3g to %.3g (90%% interval)", low, high)
+    _tell_gain(search, choice)
     _tell(selection, run.path)
     return run.path / "selection.json"
 
@@ -93,14 +91,11 @@ def _search(
     targets: dict[str, float],
     rules: Rules,
     calibration: Calibration | None,
-) -> tuple[Search, Together, GainInterval | None]:
-    """Estimates of what may be chosen, how those of several targets make one number, and how sure
-    the gain of one choice over another is.
+) -> tuple[Search, Together]:
+    """Estimates of what may be chosen, and how those of several targets make one number.
 
     Sources that are ruled out are not looked at, unless estimates are fitted to fine-tunes, which
     may hold them.
-    Calibrated values are expected losses: stepwise searches go by them alone, since a few anchors
-    leave every single gain in doubt.
     """
     names = rules.allowed(store.sources)
     to_runs = calibration is not None or config.estimator == "surrogate"
@@ -109,8 +104,7 @@ def _search(
     )
     combined = together(fitted, names, list(targets.values()), robust=config.robust)
     gains = _gain_interval(fitted, combined, store, targets)
-    doubts = None if calibration else gains
-    return Search(score_of(fitted, combined), rules, store, targets, doubts), combined, gains
+    return Search(score_of(fitted, combined), rules, store, targets, gains), combined
 
 
 def _gain_interval(
@@ -156,6 +150,13 @@ def _standardised(selection: Selection, combined: Together, store: GradientStore
     losses = [store.target(name, "select").table["loss"].mean() for name in selection.targets]
     base = combined.of(np.array([losses], dtype=np.float64))[0]
     return replace(selection, base_value=float(base), calibrated=False)
+
+
+def _tell_gain(search: Search, choice: Choice) -> None:
+    """How sure it is that the choice beats training on everything."""
+    if search.gain_interval is not None and len(choice.selected) < len(search.allowed):
+        ends = search.gain_interval(frozenset(search.allowed), frozenset(choice.selected))
+        log.info("estimated to gain over all of them: %.3g to %.3g (90%% interval)", *ends)
 
 
 def _tell(selection: Selection, place: Path) -> None:

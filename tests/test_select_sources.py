@@ -222,3 +222,19 @@ def test_lists_on_the_command_line(silent):
     assert main(["select_sources", "--config", "out/config.yaml", "--output_dir", "again"]) == 0
     again, first = (Selection.read(Path(f"{name}/selection.json")) for name in ("again", "out"))
     assert again == first
+
+
+def test_only_sure_takes_back_what_may_gain_nothing(choose):
+    plain = choose(target=["go left"], min_gain=0.0)
+    sure = choose(target=["go left"], min_gain=0.0, only_sure=True)
+    assert sure.selected == plain.selected[: len(sure.selected)]
+    assert choose(method="backward", only_sure=True).selected
+
+
+def test_only_sure_needs_intervals(choose):
+    with pytest.raises(GradexError, match=r"--only_sure: .* tells no interval"):
+        choose(target=["go left", "go right"], robust=True, only_sure=True)
+    with pytest.raises(GradexError, match=r"--only_sure: .*cosine tells no interval"):
+        choose(estimator="cosine", only_sure=True)
+    with pytest.raises(GradexError, match=r"--only_sure: .*--method swap"):
+        choose(method="swap", only_sure=True)

@@ -32,6 +32,7 @@ from gradex.selection.worth import MIN_GAIN
 # Flags that some methods alone have: with another one they would be read and mean nothing.
 METHODS_WITH = {
     "min_gain": ("forward", "backward"),
+    "only_sure": ("forward", "backward"),
     "screen": ("forward",),
     "start": ("swap",),
     "rank_by": ("topk",),
@@ -60,6 +61,9 @@ class MethodArguments(SubsetArguments):
     min_gain: float = option(
         MIN_GAIN, "forward, backward: a source is worth having if it gains more than this share of "
         "all gained since the worst source"
+    )  # fmt: skip
+    only_sure: bool = option(
+        False, "forward, backward: keep no sources whose gain together is within its 90% interval"
     )  # fmt: skip
     screen: int | None = option(
         None, "forward: try only so many sources at a step, the best when all were last tried, "
@@ -129,15 +133,27 @@ def choose(search: Search, flags: SearchArguments) -> Choice:
 def _forward(search: Search, flags: SearchArguments) -> Choice:
     return forward_select(
         search.score, search.names, rules=search.rules, min_gain=flags.min_gain,
-        gain_interval=search.gain_interval, screen=flags.screen,
+        gain_interval=_doubts(search, flags), screen=flags.screen,
     )  # fmt: skip
 
 
 def _backward(search: Search, flags: SearchArguments) -> Choice:
     return backward_select(
         search.score, search.names, rules=search.rules, min_gain=flags.min_gain,
-        gain_interval=search.gain_interval,
+        gain_interval=_doubts(search, flags),
     )  # fmt: skip
+
+
+def _doubts(search: Search, flags: SearchArguments) -> GainInterval | None:
+    """What stepwise searches are kept from by doubt."""
+    if not flags.only_sure:
+        return None
+    if search.gain_interval is None:
+        raise GradexError(
+            f"--only_sure: --estimator {flags.estimator} tells no interval of a gain for these "
+            "targets; leave it out, or say --estimator linear and leave out --robust"
+        )
+    return search.gain_interval
 
 
 def _swap(search: Search, flags: SearchArguments) -> Choice:
