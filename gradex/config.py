@@ -34,6 +34,7 @@ ConfigT = TypeVar("ConfigT")
 
 def option(default: Any, help: str) -> Any:
     """A field of a Config: its default and its help line."""
+    help = help.replace("%", "%%")  # which argparse would take for the start of a format
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
