@@ -65,12 +65,21 @@ def run_local(
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Processes begun here never see a Ctrl-C, the parent sees it afterwards and ends them."""
+    """Processes begun here never see a Ctrl-C, the parent sees it afterwards and ends them.
+
+    To block the signal is not enough: a thread that does not block it may be given it, and Python
+    then interrupts the main thread, which would leave a process half begun.
+    """
+    put_off: list[tuple] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, lambda *args: put_off.append(args))
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if put_off and callable(handler):
+            handler(*put_off[0])
 
 
 def _results(

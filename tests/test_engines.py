@@ -1,12 +1,15 @@
 """Engines: each piece once, whoever works on it; a worker's trouble is told by the parent."""
 
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from gradex import engines
 from gradex.engines import one_thread, run_local
 from gradex.errors import GradexError
 
@@ -115,3 +118,20 @@ def test_one_thread_is_for_the_block_alone():
         raise ValueError
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+def test_an_interrupt_waits_whichever_thread_is_given_it():
+    """The main thread blocks the signal; one that was there before does not, and gets it."""
+    done, ended = [], threading.Event()
+    idle = threading.Thread(target=ended.wait)
+    idle.start()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt), engines._no_interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            done.append("all of it")
+    finally:
+        ended.set()
+        idle.join()
+    assert done == ["all of it"] and signal.getsignal(signal.SIGINT) is handler
