@@ -31,10 +31,12 @@ from gradex.estimators import subset_sums
 from gradex.estimators.averaged import Averaged
 from gradex.estimators.protocol import Displacing
 from gradex.gradients.store import GradientStore
+from gradex.selection.choice import Choice
+from gradex.selection.selectors import Rules, forward_select
 
 SMALL_DIM = 100
 CHOSEN = 10  # sources of the forward step whose estimates are timed
-MOST, SCREEN, REFRESH = 50, 200, 5
+MOST, SCREEN = 50, 200
 POINTS = ("10", "30")  # earlier ones, beside the store's own
 TIMED = 192  # subsets, at most
 
@@ -83,21 +85,15 @@ def print_estimates(store: GradientStore, label: str) -> None:
             )
 
 
-def forward(
-    fitted: Displacing, names: Sequence[str], *, screen: int | None
-) -> tuple[list[str], float]:
-    """The sources in the order they are chosen for the first target, and the estimate of them."""
-    chosen: list[str] = []
-    shortlist: list[str] = []
-    for step in range(MOST):
-        tried = shortlist if screen and step % REFRESH else names
-        tried = [name for name in tried if name not in chosen]
-        values = fitted.predict([frozenset([*chosen, name]) for name in tried]).value[:, 0]
-        order = np.argsort(values, kind="stable")
-        if screen and step % REFRESH == 0:
-            shortlist = [tried[i] for i in order[:screen]]
-        chosen.append(tried[order[0]])
-    return chosen, float(values.min())
+def forward(fitted: Displacing, names: Sequence[str], *, screen: int | None) -> Choice:
+    """As `select_sources` searches, for the first target, but that it never stops before the end."""
+
+    def score(subsets: Sequence[Subset]) -> np.ndarray:
+        return fitted.predict(subsets).value[:, 0]
+
+    return forward_select(
+        score, names, rules=Rules(max_sources=MOST), min_gain=-np.inf, screen=screen
+    )
 
 
 def print_search(
@@ -107,14 +103,14 @@ def print_search(
     whole: set[str] = set()
     for screen in screens:
         start, own = perf_counter(), process_time()
-        chosen, value = forward(fitted, store.sources, screen=screen)
+        choice = forward(fitted, store.sources, screen=screen)
         seconds, own = perf_counter() - start, process_time() - own
-        whole = whole if screen else set(chosen)
-        same = f"{len(whole.intersection(chosen))} of {MOST}" if whole else ""
+        whole = whole if screen else set(choice.selected)
+        same = f"{len(whole.intersection(choice.selected))} of {MOST}" if whole else ""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
             f"| {label} | {screen or 'none'} | {seconds:.0f} | {own:.0f} | {same} | "
-            f"{1 - value:.4f} | {peak:.1f} |",
+            f"{1 - choice.value:.4f} | {peak:.1f} |",
             flush=True,
         )
 
