@@ -86,7 +86,7 @@ def print_estimates(store: GradientStore, label: str) -> None:
 
 
 def forward(fitted: Displacing, names: Sequence[str], *, screen: int | None) -> Choice:
-    """As `select_sources` searches, for the first target, but that it never stops before the end."""
+    """As `select_sources` searches for the first target, but never stopping before MOST."""
 
     def score(subsets: Sequence[Subset]) -> np.ndarray:
         return fitted.predict(subsets).value[:, 0]

@@ -27,8 +27,9 @@ from gradex.estimators.protocol import Estimator
 from gradex.gradients.store import GradientStore, open_store
 from gradex.reporting.csv_table import write_csv
 from gradex.selection.choice import Choice, Selection, make_selection
+from gradex.selection.flags import SearchArguments
 from gradex.selection.from_flags import rules_of, sizes_of, targets_of
-from gradex.selection.methods import Search, SearchArguments, choose
+from gradex.selection.methods import Search, choose
 from gradex.selection.row_ranking import best_rows, score_rows
 from gradex.selection.rules import Rules
 from gradex.selection.shares import clipped_shares

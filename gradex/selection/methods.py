@@ -1,18 +1,15 @@
-"""The name of every method of choosing sources, how it is run, and the flags that are its own."""
+"""The name of every method of choosing sources, and how its flags run it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from gradex.arguments import EstimatorArguments, SubsetArguments
-from gradex.config import option, require_not_negative, require_owner, require_positive
 from gradex.data.subsets import Subset, find_subsets, read_subsets
-from gradex.errors import GradexError, unknown
-from gradex.estimators import BASELINES, make_estimator
+from gradex.errors import GradexError
+from gradex.estimators import make_estimator
 from gradex.gradients.store import GradientStore
 from gradex.selection.choice import Choice, Selection, selection_file
-from gradex.selection.from_flags import RuleArguments, TargetArguments
+from gradex.selection.flags import SearchArguments
 from gradex.selection.selectors import (
     GainInterval,
     Rules,
@@ -27,84 +24,6 @@ from gradex.selection.selectors import (
     top_select,
 )
 from gradex.selection.targets import score_of, together
-from gradex.selection.worth import MIN_GAIN
-
-# Flags that some methods alone have: with another one they would be read and mean nothing.
-METHODS_WITH = {
-    "min_gain": ("forward", "backward"),
-    "only_sure": ("forward", "backward"),
-    "screen": ("forward",),
-    "start": ("swap",),
-    "rank_by": ("topk",),
-    "top_k": ("topk", "random_ensemble", "random"),
-    "threshold": ("random_ensemble",),
-    "subsets": ("random_ensemble", "surrogate"),
-    "num_subsets": ("random_ensemble", "surrogate"),
-    "subset_size": ("random_ensemble", "surrogate", "random"),
-    "seed": ("random_ensemble", "surrogate", "random"),
-}
-
-
-@dataclass(frozen=True)
-class MethodArguments(SubsetArguments):
-    """How to search."""
-
-    method: Literal[
-        "forward", "backward", "swap", "random_ensemble", "surrogate", "topk", "all", "random"
-    ] = option(
-        "forward", "forward: add the best source, step by step; backward: take out the one least "
-        "needed; swap: add, drop and exchange until nothing improves; random_ensemble: rank "
-        "sources by the random subsets that hold them; surrogate: the best subset of a regression "
-        "on random subsets; topk: the best single sources by a baseline; all and random, to "
-        "compare with"
-    )  # fmt: skip
-    min_gain: float = option(
-        MIN_GAIN, "forward, backward: a source is worth having if it gains more than this share of "
-        "all gained since the worst source"
-    )  # fmt: skip
-    only_sure: bool = option(
-        False, "forward, backward: keep no sources whose gain together is within its 90% interval"
-    )  # fmt: skip
-    screen: int | None = option(
-        None, "forward: try only so many sources at a step, the best when all were last tried, "
-        "which is done every few steps; default: try all at every step"
-    )  # fmt: skip
-    start: list[str] | None = option(
-        None, "swap: where to start, a selection or names of sources; default: what forward chooses"
-    )
-    rank_by: str | None = option(
-        None, "topk: the baseline whose values of single sources rank them; default: cosine"
-    )
-    top_k: int | None = option(
-        None, "topk, random_ensemble, random: how many sources; default: the prefix of the "
-        "ensemble's ranking that scores best, and the --subset_size of random"
-    )  # fmt: skip
-    threshold: float | None = option(
-        None, "random_ensemble: take the sources whose effect, the mean of the subsets that hold "
-        "it less that of the others, is at most this; default: the prefix that scores best"
-    )  # fmt: skip
-
-    def __post_init__(self):
-        SubsetArguments.__post_init__(self)
-        require_positive(self, "screen", "top_k")
-        require_not_negative(self, "min_gain")
-        require_owner(self, "method", METHODS_WITH)
-        if self.rank_by is not None and self.rank_by not in BASELINES:
-            raise unknown("baseline", self.rank_by, BASELINES, "--rank_by")
-        if self.top_k is not None and self.threshold is not None:
-            raise GradexError("--top_k and --threshold both say how many; leave one of them out")
-
-
-@dataclass(frozen=True)
-class SearchArguments(MethodArguments, RuleArguments, TargetArguments, EstimatorArguments):
-    """All that a search goes by."""
-
-    def __post_init__(self):
-        for group in (MethodArguments, RuleArguments, TargetArguments, EstimatorArguments):
-            group.__post_init__(self)
-        limits = (self.top_k, self.max_sources, self.budget)
-        if self.method == "topk" and limits == (None, None, None):
-            raise GradexError("--method topk: say how many sources to take with --top_k")
 
 
 @dataclass(frozen=True)
