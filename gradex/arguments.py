@@ -17,10 +17,13 @@ from gradex.config import (
     require_not_negative,
     require_owner,
     require_positive,
+    with_defaults,
 )
 from gradex.errors import GradexError
 
+PEFT = "peft"  # the kind of adapter that a --peft_config describes
 DEFAULTS: dict[str, Any] = {
+    "adapter": "lora",
     "lora_r": 16,
     "lora_alpha": 32.0,
     "lora_dropout": 0.0,
@@ -32,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
     "max_length": 512,
+    "calib_rows": 256,
 }
 # The demo model is a thousand times smaller than real ones: it wants few and large steps.
 DEMO_DEFAULTS: dict[str, Any] = DEFAULTS | {
@@ -93,6 +97,20 @@ class TrustArguments:
 class TrainArguments:
     """One fine-tune. In later stages, what is None is as in the meta-training."""
 
+    adapter: str | None = option(
+        None, "kind of adapter: lora, rslora, dora, pissa, milora, ... (README); default: lora"
+    )
+    adapter_args: list[str] | None = option(
+        None, "KEY=VALUE settings that the kind of adapter alone has; default: its own"
+    )
+    peft_config: str | None = option(
+        None, "a JSON file with a config of peft's, for adapters that are no --adapter"
+    )
+    calib_source: str | None = option(
+        None, "the source whose rows an adapter begins from, where its kind reads some; default: "
+        "all that it is trained on"
+    )  # fmt: skip
+    calib_rows: int | None = option(None, "how many of its rows, drawn by the seed; default: 256")
     lora_r: int | None = option(None, "rank of the adapter; default: 16, demo 8")
     lora_alpha: float | None = option(None, "scale alpha of the adapter; default: 32, demo 16")
     lora_dropout: float | None = option(None, "dropout on the adapter's input; default: 0")
@@ -126,12 +144,20 @@ class TrainArguments:
 
     def __post_init__(self):
         require_positive(
-            self, "lora_r", "lora_alpha", "learning_rate", "max_steps", "num_train_epochs",
-            "per_device_train_batch_size", "gradient_accumulation_steps", "num_nodes",
+            self, "lora_r", "lora_alpha", "calib_rows", "learning_rate", "max_steps",
+            "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
+            "num_nodes",
         )  # fmt: skip
         require_not_negative(self, "lora_dropout", "weight_decay", "warmup_steps", "seed")
         if self.learning_rate is not None and self.learning_rate > 1:
             raise GradexError(f"--learning_rate: found {self.learning_rate}, expected at most 1")
+        if self.peft_config is not None and self.adapter not in (None, PEFT):
+            raise GradexError(
+                f"--adapter {self.adapter}: found beside --peft_config, which says itself what the "
+                "adapter is; leave one of them out"
+            )
+        if self.adapter == PEFT and self.peft_config is None:
+            raise GradexError("--adapter peft: say which with --peft_config FILE.json")
         if self.lora_dropout is not None and self.lora_dropout >= 1:
             raise GradexError(f"--lora_dropout: found {self.lora_dropout}, expected less than 1")
 
@@ -183,6 +209,7 @@ ESTIMATORS_WITH = {
     "as_published": ("logistic",),
 }
 ArgumentsT = TypeVar("ArgumentsT", bound="EstimatorArguments")
+ArgumentsU = TypeVar("ArgumentsU", bound="TrainArguments")
 
 
 @dataclass(frozen=True)
@@ -245,7 +272,14 @@ class SubsetArguments:
         require_fraction(self, "subset_size")
 
 
-OPTIONAL = ("target", "num_train_epochs", "precision")  # may stay None when all is resolved
+# May stay None when all is resolved. Those of the adapter go with its kind alone.
+OWN_OF_ADAPTER = ("adapter_args", "peft_config", "calib_source")
+OPTIONAL = (
+    "target",
+    "num_train_epochs",
+    "precision",
+    *OWN_OF_ADAPTER,
+)
 # What a store or selection records of the path before it, and the flags of each part.
 RECORDED = {"base": ModelArguments, "tasks": DataArguments, "recipe": TrainArguments}
 
@@ -268,6 +302,15 @@ def recorded_settings(record: dict[str, Any], *, where: str) -> dict[str, Any]:
         own = {field.name: values.get(field.name) for field in fields(group)}
         settings |= asdict(parse_values(group, own, where=where))
     return settings
+
+
+def inheriting(config: ArgumentsU, recorded: dict[str, Any]) -> ArgumentsU:
+    """`config` with the recorded recipe for what it leaves open."""
+    recipe = keep(recorded, TrainArguments)
+    kind = PEFT if config.peft_config is not None else config.adapter
+    if kind not in (None, recipe["adapter"]) or kind == PEFT:
+        recipe |= dict.fromkeys(OWN_OF_ADAPTER) | {"adapter": kind}
+    return with_defaults(config, recipe)
 
 
 def combined(recorded: dict[str, Any], config: TrainArguments) -> dict[str, Any]:

@@ -16,13 +16,12 @@ from gradex import runs
 from gradex.arguments import (
     AnchorArguments,
     EstimatorArguments,
-    TrainArguments,
     TrialArguments,
     TrustArguments,
     combined,
-    keep,
+    inheriting,
 )
-from gradex.config import main, option, with_defaults
+from gradex.config import main, option
 from gradex.gradients.store import open_store
 from gradex.reporting.quantities import number
 from gradex.training.anchors import calibrate_on, pick_anchors
@@ -49,7 +48,7 @@ def calibrate(config: Config) -> Path:
     store = open_store(config.store)
     recorded = store.recorded_settings()
     config = replace(config, store=str(store.path), calibration="none")
-    config = with_defaults(config, keep(recorded, TrainArguments))
+    config = inheriting(config, recorded)
     targets = [store.require_target(name) for name in config.target or store.targets]
     trials = make_trials(combined(recorded, config), store, targets, start=config.start)
     inputs = (store.fingerprint, store.data_hashes())

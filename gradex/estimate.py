@@ -18,13 +18,13 @@ from gradex.arguments import (
     AnchorArguments,
     EstimatorArguments,
     SubsetArguments,
-    TrainArguments,
     TrialArguments,
     TrustArguments,
     combined,
+    inheriting,
     keep,
 )
-from gradex.config import main, option, with_defaults
+from gradex.config import main, option
 from gradex.data.metrics import SCORES
 from gradex.data.subsets import Subset, find_subsets, format_subset
 from gradex.errors import GradexError, unknown
@@ -124,7 +124,7 @@ def _fitted(
 def _plain_trials(config: Config, store: GradientStore, targets: list[str]) -> Trials:
     """Fine-tunes as calibrate makes them without flags of training."""
     recorded = store.recorded_settings()
-    plain = with_defaults(TrialArguments(), keep(recorded, TrainArguments))
+    plain = inheriting(TrialArguments(), recorded)
     settings = combined(recorded, plain) | keep(asdict(config), TrustArguments)
     return make_trials(settings, store, targets, start=plain.start)
 

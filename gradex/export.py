@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradex import runs
-from gradex.arguments import TrainArguments, keep
-from gradex.config import main, option, with_defaults
+from gradex.arguments import TrainArguments, inheriting
+from gradex.config import main, option
 from gradex.data.writing import write_records
 from gradex.errors import GradexError
 from gradex.records import write_text
@@ -107,7 +107,7 @@ def _write_folder(
 
 def _recipe(recorded: dict[str, Any]) -> Recipe:
     """What `finetune` follows when it is given no flags."""
-    train = with_defaults(TrainArguments(), keep(recorded, TrainArguments))
+    train = inheriting(TrainArguments(), recorded)
     no_trust = {"trust_remote_code": False, "allow_pickle": False}
     return make_recipe(recorded | asdict(train) | no_trust)
 

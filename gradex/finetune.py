@@ -17,8 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradex import runs
-from gradex.adapters.spec import export
-from gradex.arguments import TrainArguments, TrustArguments, combined, keep, require_one_device
+from gradex.adapters.folder import export
+from gradex.arguments import (
+    TrainArguments,
+    TrustArguments,
+    combined,
+    inheriting,
+    require_one_device,
+)
 from gradex.config import main, option, require_left_out, require_positive, with_defaults
 from gradex.data.recorded import load_data
 from gradex.data.sources import Sources
@@ -98,9 +104,7 @@ def _one_adapter(config: Config) -> Path:
     if config.mixer != "none":
         config = with_defaults(config, MIXER_DEFAULTS | {"target": selection.target})
     rows = sum(len(chosen.trained[name].rows["train"]) for name in selection.selected)
-    config = with_defaults(
-        with_steps(config, rows=rows, batches=recorded), keep(recorded, TrainArguments)
-    )
+    config = inheriting(with_steps(config, rows=rows, batches=recorded), recorded)
     targets = _targets(config, selection, sources)
     inputs = asdict(selection)
     with runs.start("finetune", config, output_dir=config.output_dir, inputs=inputs) as run:
@@ -205,9 +209,7 @@ def _ensemble(config: Config) -> Path:
     recorded = groups.recorded_settings()
     sources = load_data(recorded | {"allow_pickle": config.allow_pickle})
     groups.require_of(sources)
-    config = with_defaults(
-        replace(config, ensemble=str(groups.path)), keep(recorded, TrainArguments)
-    )
+    config = inheriting(replace(config, ensemble=str(groups.path)), recorded)
     with runs.start("finetune", config, output_dir=config.output_dir, inputs=asdict(groups)) as run:
         settings = combined(recorded, config)
         results = tune_ensemble(

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gradex import runs
-from gradex.adapters.spec import export
+from gradex.adapters.folder import export
 from gradex.arguments import (
     DEFAULTS,
     DEMO_DEFAULTS,
+    PEFT,
     DataArguments,
     ModelArguments,
     TrainArguments,
@@ -27,6 +28,7 @@ from gradex.data.sources import Sources
 from gradex.models.load import DEMO
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
+from gradex.training.begin import start_examples
 from gradex.training.fit import fit
 from gradex.training.prepare import load_base_and_encoder, training_examples
 from gradex.training.recipe import make_recipe, with_steps
@@ -66,6 +68,7 @@ def _train(config: Config, sources: Sources, run: runs.Run) -> None:
         folder=run.part,
         name="meta-training",
         keep_at=early_steps(recipe.max_steps),
+        start_from=start_examples(recipe.start_source, encoder, sources),
     )
     card = adapter_card(
         base=config.model_name_or_path,
@@ -93,6 +96,8 @@ def _resolved(config: Config, sources: Sources) -> Config:
     """All defaults filled in, epochs turned into steps: what later stages repeat."""
     demo = config.model_name_or_path == DEMO
     defaults = dict(DEMO_DEFAULTS if demo else DEFAULTS)
+    if config.peft_config is not None:
+        defaults["adapter"] = PEFT
     if config.num_train_epochs is not None:
         defaults.pop("max_steps", None)
     rows = sum(len(source.rows["train"]) for source in sources.values())

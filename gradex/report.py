@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gradex import runs
-from gradex.adapters.spec import fingerprint as adapter_fingerprint
+from gradex.adapters.folder import fingerprint as adapter_fingerprint
 from gradex.config import main, option, read_yaml
 from gradex.gradients.store import GradientStore
 from gradex.records import read_json

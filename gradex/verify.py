@@ -18,11 +18,10 @@ from typing import Any
 from gradex import runs
 from gradex.arguments import (
     EstimatorArguments,
-    TrainArguments,
     TrialArguments,
     TrustArguments,
     combined,
-    keep,
+    inheriting,
 )
 from gradex.config import (
     main,
@@ -30,7 +29,6 @@ from gradex.config import (
     require_fraction,
     require_not_negative,
     require_positive,
-    with_defaults,
 )
 from gradex.data.subsets import MIXED_SIZES, Subset, format_subset, read_subsets, sample_subsets
 from gradex.data.true_runs import read_all_runs, scores_of, write_runs
@@ -78,7 +76,7 @@ def verify(config: Config) -> Path:
     store = open_store(config.store)
     recorded = store.recorded_settings()
     config = replace(config, store=str(store.path))
-    config = with_defaults(config, keep(recorded, TrainArguments))
+    config = inheriting(config, recorded)
     targets = [store.require_target(name) for name in config.target or store.targets]
     trials = make_trials(combined(recorded, config), store, targets, start=config.start)
     config, calibration = with_calibration(config, store, recipe=trials.recipe_hash)

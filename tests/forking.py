@@ -168,7 +168,7 @@ def _run(order: dict) -> int:
 def _warm(order: dict) -> int:
     """No backward pass: torch refuses one in the children of a process that has done one."""
     from gradex import project
-    from gradex.adapters import spec
+    from gradex.adapters import folder as spec
     from gradex.config import be_quiet, parse
     from gradex.models.encoding import load_with_encoder
     from gradex.models.load import BaseSpec

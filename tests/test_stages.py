@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from gradex import runs
-from gradex.adapters import spec as adapters
+from gradex.adapters import folder as adapters
 from gradex.adapters.points import points_in
 from gradex.arguments import DEMO_DEFAULTS
 from gradex.cli import main as gradex

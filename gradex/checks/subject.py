@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gradex.adapters import spec as adapters
+from gradex.adapters import folder as adapters
+from gradex.adapters.attach import attach
+from gradex.adapters.spec import AdapterSpec
 from gradex.checks.invariance import Outcome, Setting, Skipped, survey
 from gradex.data.formats import Row
 from gradex.data.tokens import Encoder, Example, encode_all
@@ -55,7 +57,7 @@ class Survey:
 
 def fresh_adapter(base: Base, *, seed: int = 0) -> nn.Module:
     """LoRA whose B is drawn: at 0, as it comes, A would have no gradient."""
-    model = adapters.attach(base, adapters.AdapterSpec(), seed=seed).eval()
+    model = attach(base, AdapterSpec(), seed=seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

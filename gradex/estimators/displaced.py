@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradex.adapters import spec as adapters
+from gradex.adapters import folder as adapters
 from gradex.data.recorded import load_data, require_same_data, rows_seen
 from gradex.data.sources import Sources
 from gradex.data.tokens import Encoder, Example, class_names, encode_all

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from gradex.adapters.spec import WEIGHTS
+from gradex.adapters.folder import WEIGHTS
 from gradex.errors import GradexError
 from gradex.estimators.margins import MarginFit, Rows
 from gradex.gradients.meta_training import meta_training_of

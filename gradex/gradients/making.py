@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradex import runs
-from gradex.adapters import spec as adapters
+from gradex.adapters import folder as adapters
 from gradex.data.sources import Sources
 from gradex.data.tokens import Encoder, guess_lengths
 from gradex.engines import Work, one_thread, run_local

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradex import runs
+from gradex.adapters.folder import fingerprint, weight_files
 from gradex.adapters.points import points_in
-from gradex.adapters.spec import WEIGHTS, fingerprint
 from gradex.errors import GradexError
 from gradex.gradients.store import GradientStore
 from gradex.records import read_json
@@ -53,7 +53,7 @@ def find_meta_training(store: GradientStore) -> MetaTraining | None:
 
 
 def _is_adapter(folder: Path) -> bool:
-    return (folder / WEIGHTS).is_file()
+    return bool(weight_files(folder))
 
 
 def _likely_folders(store: GradientStore) -> Iterator[Path]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradex.adapters import spec as adapters
+from gradex.adapters import folder as adapters
 from gradex.data.formats import Row
 from gradex.data.tokens import Encoder, encode_all
 from gradex.engines import Advance, Work

@@ -7,8 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from gradex.adapters.folder import export
 from gradex.adapters.points import point_folder
-from gradex.adapters.spec import export
 from gradex.progress import progress
 
 

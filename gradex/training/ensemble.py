@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from gradex.adapters.blend import Blend
-from gradex.adapters.spec import export, load_all
+from gradex.adapters.folder import export, load_all
 from gradex.data.formats import Row
 from gradex.data.sources import Source, Sources
 from gradex.data.tokens import Encoder, class_names, encode_all
@@ -27,6 +27,7 @@ from gradex.models.load import Base, BaseSpec
 from gradex.models.scoring import label_log_probs, score
 from gradex.records import read_json, require_shape, write_json
 from gradex.selection.groups import Groups
+from gradex.training.begin import start_examples
 from gradex.training.ensemble_weights import Importance, LogProbs, best_weights, mixture_loss
 from gradex.training.fit import fit
 from gradex.training.prepare import load_base_and_encoder, training_examples
@@ -141,8 +142,9 @@ def _train(
     checkpoints = folder / "checkpoints" / name
     told = f"adapter {name.replace('_', ' ')}"
     model, losses = fit(
-        recipe, base, examples=examples, encoder=encoder, folder=checkpoints, name=told
-    )
+        recipe, base, examples=examples, encoder=encoder, folder=checkpoints, name=told,
+        start_from=start_examples(recipe.start_source, encoder, sources),
+    )  # fmt: skip
     part = place.with_name(f"{name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed here
     export(model, part, base_path=recipe.base.source, card=None)

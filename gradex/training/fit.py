@@ -12,10 +12,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from gradex.adapters.spec import attach, load
+from gradex.adapters.folder import load
 from gradex.data.tokens import Encoder, Example
 from gradex.errors import GradexError
 from gradex.models.load import Base
+from gradex.training.begin import begin
 from gradex.training.callbacks import KeepAdapters, LossCurve
 from gradex.training.mixture import Mixture
 from gradex.training.module import FineTuner
@@ -37,6 +38,7 @@ def fit(
     keep_at: Sequence[int] = (),
     mixture: Mixture | None = None,
     mixer: pl.Callback | None = None,
+    start_from: Sequence[Example] | None = None,
 ) -> tuple[nn.Module, list[float]]:
     """The trained model (base with adapter, eval mode) and the loss of every optimizer step.
 
@@ -44,10 +46,14 @@ def fit(
     Checkpoints go to `folder`/checkpoints; where one lies there, training goes on from it. The
     adapter as it is after each of the steps `keep_at` goes to `folder`/points. Batches are drawn by
     the shares of a `mixture`, where there is one, and a `mixer` may set these while training.
+    A new adapter whose kind reads rows begins from those of `start_from`, or of the examples.
     """
     if not examples:
         raise GradexError(f"{name}: no row to train on")
-    model = load(base, start) if start else attach(base, recipe.adapter, seed=recipe.seed)
+    if start:
+        model = load(base, start)
+    else:
+        model = begin(recipe, base, start_from or examples, encoder, folder=folder)
     module = FineTuner(model.train(), recipe, examples=examples, encoder=encoder, mixture=mixture)
     curve = LossCurve(name, steps=recipe.max_steps, accumulate=recipe.accumulate)
     keeper = KeepAdapters(keep_at, folder, base_path=recipe.base.source)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gradex.adapters.kinds import parse_options, require_sound
 from gradex.adapters.spec import AdapterSpec
 from gradex.arguments import TrainArguments
 from gradex.errors import GradexError
@@ -19,6 +20,8 @@ class Recipe:
     max_steps: int
     learning_rate: float
     batch_size: int
+    start_source: str | None = None
+    start_rows: int = 256
     accumulate: int = 1
     weight_decay: float = 0.0
     warmup_steps: int = 0
@@ -33,15 +36,12 @@ def make_recipe(settings: dict[str, Any]) -> Recipe:
     """The recipe of a run's resolved settings (all defaults filled in)."""
     return Recipe(
         base=base_spec(settings),
-        adapter=AdapterSpec(
-            rank=settings["lora_r"],
-            alpha=settings["lora_alpha"],
-            dropout=settings["lora_dropout"],
-            targets=tuple(settings["lora_target_modules"]),
-        ),
+        adapter=make_spec(settings),
         max_steps=settings["max_steps"],
         learning_rate=settings["learning_rate"],
         batch_size=settings["per_device_train_batch_size"],
+        start_source=settings["calib_source"],
+        start_rows=settings["calib_rows"],
         accumulate=settings["gradient_accumulation_steps"],
         weight_decay=settings["weight_decay"],
         warmup_steps=settings["warmup_steps"],
@@ -51,6 +51,21 @@ def make_recipe(settings: dict[str, Any]) -> Recipe:
         strategy=settings["strategy"],
         seed=settings["seed"],
     )
+
+
+def make_spec(settings: dict[str, Any]) -> AdapterSpec:
+    """The adapter of a run's settings, refused where it cannot be."""
+    kind = settings["adapter"]
+    spec = AdapterSpec(
+        kind=kind,
+        rank=settings["lora_r"],
+        alpha=settings["lora_alpha"],
+        dropout=settings["lora_dropout"],
+        targets=tuple(settings["lora_target_modules"]),
+        options=parse_options(kind, settings["adapter_args"] or []),
+    )
+    require_sound(spec)
+    return spec
 
 
 def with_steps(config: TrainArguments, *, rows: int, batches: dict[str, Any]) -> TrainArguments:

@@ -12,6 +12,7 @@ from gradex.data.tokens import Encoder, Example, Family
 from gradex.models.encoding import on_best_device
 from gradex.selection.choice import Selection
 from gradex.selection.shares import Shares
+from gradex.training.begin import start_examples
 from gradex.training.fit import fit
 from gradex.training.mixer import Mixing, ParetoMixer, target_examples
 from gradex.training.mixture import Mixture
@@ -75,6 +76,7 @@ def tune_selection(
         folder=folder,
         name="fine-tuning",
         mixture=mixture,
+        start_from=start_examples(recipe.start_source, encoder, sources),
         mixer=_mixer(plan, sources, examples, encoder) if plan else None,
     )
     model = on_best_device(replace(base, model=model)).model

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import xxhash
 
 from gradex import runs
-from gradex.adapters import spec as adapters
+from gradex.adapters import folder as adapters
 from gradex.data.recorded import load_data, require_same_data
 from gradex.data.sources import Sources
 from gradex.data.subsets import Subset
@@ -28,6 +28,7 @@ from gradex.gradients.store import GradientStore
 from gradex.models.encoding import on_best_device
 from gradex.progress import progress
 from gradex.records import read_json, write_json
+from gradex.training.begin import start_examples
 from gradex.training.fit import fit
 from gradex.training.prepare import load_base_and_encoder, split_scores, training_examples
 from gradex.training.recipe import Recipe, make_recipe
@@ -35,7 +36,7 @@ from gradex.training.recipe import Recipe, make_recipe
 RESULT = "the result of a true fine-tune"
 # What does not change a result: where it is trained, and what its base may do when it is loaded.
 WITHOUT_EFFECT = ("devices", "num_nodes", "strategy", "trust_remote_code", "allow_pickle")
-ADAPTER_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+ADAPTER_FLAGS = ("adapter", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 ExamplesOf = Callable[[Encoder, Sequence[str]], list[Example]]
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class Trials:
             folder=place,
             name="fine-tune",
             start=self.start,
+            start_from=start_examples(self.recipe.start_source, encoder, self.sources),
         )
         model = on_best_device(replace(base, model=model)).model
         scores = split_scores(model, self.sources, encoder, self.targets)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from gradex.adapters.attach import attach
 from gradex.adapters.blend import Blend
-from gradex.adapters.spec import AdapterSpec, attach, export, load_all
+from gradex.adapters.folder import export, load_all
+from gradex.adapters.spec import AdapterSpec
 from gradex.data.formats import to_row
 from gradex.data.tokens import Encoder
 from gradex.models.load import BaseSpec, load_base

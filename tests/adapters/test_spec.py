@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from gradex.adapters import spec as adapters
-from gradex.adapters.spec import AdapterSpec, attach, export, fingerprint
+from gradex.adapters import folder as adapters
+from gradex.adapters.attach import attach
+from gradex.adapters.folder import export, fingerprint
+from gradex.adapters.spec import AdapterSpec
 from gradex.errors import GradexError
 from gradex.models.load import BaseSpec, load_base
 

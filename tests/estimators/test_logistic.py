@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from gradex.adapters.spec import fingerprint
+from gradex.adapters.folder import fingerprint
 from gradex.arguments import EstimatorArguments
 from gradex.errors import GradexError
 from gradex.estimators import make_estimator

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from gradex.adapters.spec import AdapterSpec, attach
+from gradex.adapters.attach import attach
+from gradex.adapters.spec import AdapterSpec
 from gradex.data.formats import Row
 from gradex.data.tokens import Encoder, collate, encode_all, guess_lengths
 from gradex.gradients import precondition

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import skill_rows, write_jsonl
 
-from gradex.adapters.spec import AdapterSpec, attach
+from gradex.adapters.attach import attach
+from gradex.adapters.spec import AdapterSpec
 from gradex.checks.inspection import FORGET, REDO
 from gradex.checks.integrity import examine
 from gradex.checks.invariance import positions_from_mask

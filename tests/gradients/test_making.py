@@ -12,7 +12,7 @@ from conftest import skill_rows, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from gradex import project as stage
-from gradex.adapters import spec as adapters
+from gradex.adapters import folder as adapters
 from gradex.adapters.points import points_in
 from gradex.errors import GradexError
 from gradex.gradients import making, sketching

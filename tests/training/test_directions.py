@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gradex.adapters.spec import AdapterSpec, attach
+from gradex.adapters.attach import attach
+from gradex.adapters.spec import AdapterSpec
 from gradex.data.formats import to_row
 from gradex.data.tokens import Encoder, encode_all
 from gradex.models.load import BaseSpec, load_base

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from gradex.adapters import spec as adapters
+from gradex.adapters import folder as adapters
+from gradex.adapters.folder import export
 from gradex.adapters.points import points_in
-from gradex.adapters.spec import AdapterSpec, export
+from gradex.adapters.spec import AdapterSpec
 from gradex.data.formats import to_row
 from gradex.data.tokens import Encoder, encode_all
 from gradex.errors import GradexError

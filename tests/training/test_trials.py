@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from gradex.adapters.spec import AdapterSpec, attach, export
+from gradex.adapters.attach import attach
+from gradex.adapters.folder import export
+from gradex.adapters.spec import AdapterSpec
 from gradex.data.sources import SplitRule, load_sources
 from gradex.errors import GradexError
 from gradex.models.load import BaseSpec
@@ -137,7 +139,7 @@ def test_a_fine_tune_without_a_loss_is_no_result(trials, monkeypatch, tmp_path):
 
 def test_training_goes_on_from_the_start_adapter(trials, adapter, tmp_path):
     """With steps of next to no length the scores are those of the adapter itself."""
-    from gradex.adapters.spec import load
+    from gradex.adapters.folder import load
 
     still = replace(trials, recipe=replace(trials.recipe, learning_rate=1e-12), start=adapter)
     [run] = still.run([ONE], tmp_path / "meta", order=ORDER)

@@ -1,0 +1,72 @@
+"""A base model with a new adapter of a spec."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradex.adapters.beginning import Beginning
+from gradex.adapters.kinds import Kind, kind_of, require_sound
+from gradex.adapters.spec import ALL_LINEAR, AdapterSpec
+from gradex.data.tokens import Batch
+from gradex.errors import GradexError
+from gradex.models.load import Base
+
+
+def attach(
+    base: Base, spec: AdapterSpec, *, seed: int, steps: int = 0, batches: Sequence[Batch] = ()
+) -> nn.Module:
+    """The base model with a new adapter, drawn from `seed`; what is not the adapter's is frozen.
+
+    `steps` is how long it is going to be trained, `batches` what a kind that reads rows begins
+    from.
+    """
+    require_sound(spec)
+    kind, model = kind_of(spec.kind), base.model
+    transposed = _has_conv1d(model)
+    if transposed and not kind.conv1d:
+        raise GradexError(
+            f"--adapter {spec.kind}: does not work on the Conv1D layers of this model; it works on "
+            "models whose layers are Linear"
+        )
+    beginning = Beginning(
+        base.family, model.config.model_type, transposed, seed=seed, steps=steps, batches=batches
+    )
+    config = kind.config(spec, beginning)
+    if config is None:
+        return model.requires_grad_(True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _begun(_wrapped(model, spec, config), kind, spec, beginning)
+
+
+def _begun(model: nn.Module, kind: Kind, spec: AdapterSpec, beginning: Beginning) -> nn.Module:
+    if kind.start is not None:
+        kind.start(model, spec, beginning)
+    return model
+
+
+def _wrapped(model: nn.Module, spec: AdapterSpec, config: Any) -> nn.Module:
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(model, config)
+    except ValueError:
+        layers = ", ".join(layer_names(model))
+        raise GradexError(
+            f"--lora_target_modules: {' '.join(spec.targets)} is in no layer of this model; "
+            f"its layers are {layers}, or say {ALL_LINEAR}"
+        ) from None
+
+
+def _has_conv1d(model: nn.Module) -> bool:
+    """GPT-2 and its kin keep their weights transposed, in Conv1D layers."""
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """The last parts of the names of all Linear and Conv1D layers."""
+    kinds = ("Linear", "Conv1D")
+    names = [n for n, m in model.named_modules() if type(m).__name__ in kinds]
+    return sorted({name.split(".")[-1] for name in names})

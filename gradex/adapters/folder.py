@@ -1,0 +1,189 @@
+"""Adapters on disk: plain peft folders that load on the base as it was, written and read.
+
+An adapter that began from a part of its base is written as a LoRA of twice the rank (see residual),
+with a `gradex.json` beside it; all weights of a model, where all were trained, as a plain model
+folder.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gradex.adapters.residual import ADAPTER, lora_layers, take_out, taken_out
+from gradex.errors import GradexError
+from gradex.models.load import Base, hash_files
+from gradex.records import read_json, write_json
+
+WEIGHTS = "adapter_model.safetensors"
+SETTINGS = "adapter_config.json"
+HALVES = "gradex.json"
+WHOLE = "model.safetensors"
+SETTINGS_OF = "a peft adapter's settings"
+
+
+def export(model: nn.Module, folder: Path, *, base_path: str, card: str | None) -> None:
+    """A folder that loads with peft on the base as it was, with its model card."""
+    if hasattr(model, "peft_config"):
+        _export_adapter(model, folder, base_path=base_path)
+    else:
+        model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's own, with its blanks to fill in
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _export_adapter(model: nn.Module, folder: Path, *, base_path: str) -> None:
+    model.peft_config[ADAPTER].base_model_name_or_path = base_path
+    # Embeddings are never trained here; peft would ask the hub whether they were resized.
+    model.save_pretrained(folder, save_embedding_layers=False)
+    settings = read_json(folder / SETTINGS, SETTINGS_OF)
+    taken = taken_out(model)
+    (folder / HALVES).unlink(missing_ok=True)
+    if taken:
+        settings = _double(settings)
+        save_file(_with_taken(folder / WEIGHTS, taken), folder / WEIGHTS, {"format": "pt"})
+        write_json(folder / HALVES, {"second_half": "taken out of the base"})
+    write_json(folder / SETTINGS, _in_order(settings))
+
+
+def _double(settings: dict[str, Any]) -> dict[str, Any]:
+    """Twice the rank at the same scale, begun from what is in the file."""
+    return settings | {
+        "r": 2 * settings["r"],
+        "lora_alpha": 2 * settings["lora_alpha"],
+        "init_lora_weights": True,
+    }
+
+
+def _with_taken(file: Path, taken: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    tensors = load_file(file)
+    for name, (a, b) in taken.items():
+        key_a, key_b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+        tensors[key_a] = torch.cat([tensors[key_a], a.cpu()])
+        tensors[key_b] = torch.cat([tensors[key_b], -b.cpu()], dim=1).contiguous()
+    return tensors
+
+
+def load(base: Base, folder: Path) -> nn.Module:
+    """The base model with an adapter from a folder, to be trained on, in eval mode.
+
+    What was taken out of the base when the adapter began is taken out again."""
+    if (folder / WHOLE).is_file() and not (folder / SETTINGS).exists():
+        return _with_weights(base.model, folder)
+    if (folder / HALVES).is_file():
+        return _with_halves(base.model, folder).eval()
+    return load_all(base, {ADAPTER: folder})
+
+
+def _with_weights(model: nn.Module, folder: Path) -> nn.Module:
+    """A model all of whose weights were trained."""
+    tensors = load_file(folder / WHOLE)
+    found = model.load_state_dict(tensors, strict=False)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    if found.unexpected_keys or set(found.missing_keys) - tied:
+        wrong = [*found.unexpected_keys, *found.missing_keys][0]
+        raise GradexError(f"{folder}: not the weights of this base model (see {wrong})")
+    return model.requires_grad_(True).eval()
+
+
+def _with_halves(model: nn.Module, folder: Path) -> nn.Module:
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    _require_adapter(folder)
+    settings = read_json(folder / SETTINGS, SETTINGS_OF)
+    settings |= {
+        "r": settings["r"] // 2,
+        "lora_alpha": settings["lora_alpha"] / 2,
+        "inference_mode": False,
+        "base_model_name_or_path": None,  # which peft would hold against where this base lies
+    }
+    tensors = load_file(folder / WEIGHTS)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = get_peft_model(model, LoraConfig(**settings))
+        for name, layer in lora_layers(model):
+            a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+            rank = len(a) // 2
+            take_out(layer, a[rank:].to(layer.lora_A[ADAPTER].weight.device), -b[:, rank:])
+            tensors[f"{name}.lora_A.weight"] = a[:rank].contiguous()
+            tensors[f"{name}.lora_B.weight"] = b[:, :rank].contiguous()
+        set_peft_model_state_dict(model, tensors)
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise GradexError(f"{folder}: the adapter does not fit this base model ({first})") from None
+    return model
+
+
+def load_all(base: Base, folders: Mapping[str, Path]) -> nn.Module:
+    """The base model with trained adapters, each under its name, in eval mode; `set_adapter`
+    says which one works, at first the first."""
+    model = base.model
+    for name, folder in folders.items():
+        model = _with_adapter(model, folder, name)
+    return model.eval()
+
+
+def _with_adapter(model: nn.Module, folder: Path, name: str) -> nn.Module:
+    from peft import PeftModel
+
+    _require_adapter(folder)
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(folder, adapter_name=name, is_trainable=True)
+        else:
+            model = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=True)
+    except Exception as error:  # a broken file makes libraries raise whatever they stumble over
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise GradexError(f"{folder}: the adapter does not fit this base model ({first})") from None
+    _require_all_weights(model, folder, name)
+    return model
+
+
+def _require_adapter(folder: Path) -> None:
+    if not (folder / WEIGHTS).is_file():
+        raise GradexError(f"{folder}: not an adapter folder (it has no {WEIGHTS})")
+    read_json(folder / SETTINGS, SETTINGS_OF)
+
+
+def _require_all_weights(model: nn.Module, folder: Path, name: str) -> None:
+    """peft leaves layers that the file does not name as they are drawn: at random."""
+    from peft import get_peft_model_state_dict
+
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        found = set(file.keys())
+    if set(own) != found:
+        wrong = min(set(own) ^ found)
+        raise GradexError(f"{folder}: the adapter does not fit this base model (see {wrong})")
+
+
+def _in_order(settings: dict[str, Any]) -> dict[str, Any]:
+    """peft writes sets of module names in no fixed order."""
+    return {key: sorted(v, key=str) if isinstance(v, list) else v for key, v in settings.items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """What holds the trained weights; nothing where the folder is no adapter's."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def fingerprint(folder: Path) -> str:
+    """Weights and settings of an adapter by content, wherever its base model lies."""
+    weights = hash_files(weight_files(folder))
+    if not (folder / SETTINGS).exists():
+        return weights
+    settings = read_json(folder / SETTINGS, SETTINGS_OF)
+    settings.pop("base_model_name_or_path", None)
+    if (folder / HALVES).exists():
+        settings |= read_json(folder / HALVES, "how an adapter began")
+    text = json.dumps(_in_order(settings), sort_keys=True)
+    return f"{weights}-{xxhash.xxh3_64_hexdigest(text.encode())}"

@@ -1,0 +1,121 @@
+"""Every kind of adapter by its name: how it is set up on a base model, and what it can do.
+
+A kind is a config of peft's and, where the adapter begins from the base model or from rows, what
+is done to each layer then. `attach` does both; `export` and `load` carry the adapter home and back.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from gradex.adapters import peft_configs as configs
+from gradex.adapters import starts
+from gradex.adapters.beginning import Beginning
+from gradex.adapters.spec import AdapterSpec
+from gradex.errors import GradexError, unknown
+
+Config = Callable[[AdapterSpec, Beginning], Any]  # -> a config of peft's; None: all weights train
+Start = Callable[[nn.Module, AdapterSpec, Beginning], None]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting that one kind alone has: its type, what it is when it is not given, and a line."""
+
+    type: type
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`reads_rows`: the start is computed from calibration rows. `from_base`: the adapter begins
+    from a part of the base's weights, which are residuals then. `learns_b`: there is a matrix B
+    that LoRA+ can give a larger step."""
+
+    about: str
+    config: Config
+    start: Start | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
+    reads_rows: bool = False
+    from_base: bool = False
+    learns_b: bool = True
+    dropout: bool = True
+    quantised: bool = True  # works on a base in 4 bits
+    conv1d: bool = True  # works on GPT-2's layers
+
+
+def _from_base(about: str, start: Start, **more: Any) -> Kind:
+    """LoRA that begins from a part of the base's weights."""
+    return Kind(about, configs.lora, start, from_base=True, quantised=False, **more)
+
+
+KINDS: dict[str, Kind] = {
+    "lora": Kind("A drawn, B zero (Hu et al., 2021)", configs.lora),
+    "rslora": Kind("scaled by alpha / sqrt(rank) (Kalajdzievski, 2023)", configs.rslora),
+    "dora": Kind("direction and magnitude apart (Liu et al., 2024)", configs.dora),
+    "pissa": _from_base("the largest singular components (Meng et al., 2024)", starts.pissa),
+    "milora": _from_base("the smallest singular components (Wang et al., 2024)", starts.milora),
+    "mid": _from_base("singular components from the middle", starts.mid),
+    "olora": _from_base("the first of a QR decomposition (Buyukakyuz, 2024)", starts.olora),
+    "mica": Kind(
+        "B holds the smallest left singular vectors, A alone is trained", configs.mica,
+        learns_b=False, quantised=False,
+    ),
+    "vera": Kind(
+        "two vectors a layer around fixed random matrices (Kopiczko et al., 2024)", configs.vera,
+        learns_b=False,
+    ),
+    "ia3": Kind(
+        "one vector a layer (Liu et al., 2022)", configs.ia3, learns_b=False, dropout=False
+    ),
+    "miss": Kind(
+        "one matrix shared by shards of the input (Kang and Yin, 2024)", configs.miss,
+        learns_b=False, conv1d=False,
+    ),
+    "miss_mini": Kind(
+        "MiSS whose matrix repeats along the output", configs.miss_mini,
+        options={"mini_r": Option(int, 4, "columns of the matrix")}, learns_b=False, conv1d=False,
+    ),
+    "bone": Kind(
+        "block affine: W M + M in blocks of rank x rank (Kang, 2024)", configs.bone,
+        learns_b=False, dropout=False, quantised=False, conv1d=False,
+    ),
+    "full": Kind(
+        "all weights of the model are trained", configs.full, learns_b=False, dropout=False,
+        quantised=False,
+    ),
+}  # fmt: skip
+
+
+def kind_of(name: str) -> Kind:
+    if name not in KINDS:
+        raise unknown("adapter", name, KINDS, "--adapter")
+    return KINDS[name]
+
+
+def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """The kind's own settings, given as KEY=VALUE, with its defaults for the rest."""
+    known = kind_of(name).options
+    values = {key: option.default for key, option in known.items()}
+    for word in words:
+        key, _, text = word.partition("=")
+        if key not in known:
+            raise unknown(f"setting of {name}", key, known, "--adapter_args")
+        try:
+            values[key] = known[key].type(text)
+        except ValueError:
+            raise GradexError(
+                f"--adapter_args {word}: expected {key}={known[key].type.__name__.upper()}"
+            ) from None
+    return values
+
+
+def require_sound(spec: AdapterSpec) -> None:
+    """Refuse what can be told without a model."""
+    kind = kind_of(spec.kind)
+    if spec.dropout and not kind.dropout:
+        raise GradexError(f"--lora_dropout: found {spec.dropout}, but {spec.kind} has no dropout; "
+                          "say --lora_dropout 0")  # fmt: skip

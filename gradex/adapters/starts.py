@@ -1,0 +1,36 @@
+"""What the kinds that do not begin from drawn matrices begin from: a function (model, spec,
+beginning) each, which sets every layer of a freshly attached LoRA."""
+
+from torch import nn
+
+from gradex.adapters import inits
+from gradex.adapters.beginning import Beginning
+from gradex.adapters.inits import Splitter
+from gradex.adapters.residual import base_weight, lora_layers, take_out
+from gradex.adapters.spec import AdapterSpec
+from gradex.errors import GradexError
+
+
+def pissa(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
+    _split_every_layer(model, spec, inits.principal_svd)
+
+
+def milora(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
+    _split_every_layer(model, spec, inits.minor_svd)
+
+
+def mid(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
+    _split_every_layer(model, spec, inits.middle_svd)
+
+
+def olora(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
+    _split_every_layer(model, spec, inits.first_of_qr)
+
+
+def _split_every_layer(model: nn.Module, spec: AdapterSpec, split: Splitter) -> None:
+    for name, layer in lora_layers(model):
+        try:
+            a, b, _ = split(base_weight(layer), spec.rank, spec.alpha)
+        except GradexError as error:
+            raise GradexError(f"{name}: {error}") from None
+        take_out(layer, a, b)
