@@ -1,6 +1,9 @@
-"""What the kinds that do not begin from drawn matrices begin from: a function (model, spec,
+"""What the kinds that begin from a split of the base's weights begin from: a function (model, spec,
 beginning) each, which sets every layer of a freshly attached LoRA."""
 
+from functools import partial
+
+import torch
 from torch import nn
 
 from gradex.adapters import inits
@@ -8,11 +11,17 @@ from gradex.adapters.beginning import Beginning
 from gradex.adapters.inits import Splitter
 from gradex.adapters.residual import base_weight, lora_layers, take_out
 from gradex.adapters.spec import AdapterSpec
-from gradex.errors import GradexError
 
 
 def pissa(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
     _split_every_layer(model, spec, inits.principal_svd)
+
+
+def pissa_niter(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
+    generator = torch.Generator().manual_seed(beginning.seed)
+    niter = spec.options["niter"]
+    fast = partial(inits.principal_svd_fast, niter=niter, generator=generator)
+    _split_every_layer(model, spec, fast)
 
 
 def milora(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
@@ -29,8 +38,5 @@ def olora(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
 
 def _split_every_layer(model: nn.Module, spec: AdapterSpec, split: Splitter) -> None:
     for name, layer in lora_layers(model):
-        try:
-            a, b, _ = split(base_weight(layer), spec.rank, spec.alpha)
-        except GradexError as error:
-            raise GradexError(f"{name}: {error}") from None
+        a, b, _ = split(base_weight(layer), spec.rank, spec.alpha, where=name)
         take_out(layer, a, b)
