@@ -21,6 +21,11 @@ from gradex.config import (
 )
 from gradex.errors import GradexError
 
+# Other names of kinds of adapters; flags and records hold the names that these stand for.
+ALIASES = {
+    **dict.fromkeys(("corda_kpa", "kpa", "kpm"), "corda_kpm"),
+    **dict.fromkeys(("corda_ipa", "ipa", "ipm"), "corda_ipm"),
+}
 PEFT = "peft"  # the kind of adapter that a --peft_config describes
 DEFAULTS: dict[str, Any] = {
     "adapter": "lora",
@@ -143,6 +148,7 @@ class TrainArguments:
     seed: int = option(0, "seed of the adapter, the order of the rows and the dropout")
 
     def __post_init__(self):
+        object.__setattr__(self, "adapter", ALIASES.get(self.adapter, self.adapter))
         require_positive(
             self, "lora_r", "lora_alpha", "calib_rows", "learning_rate", "max_steps",
             "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",

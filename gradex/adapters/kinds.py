@@ -14,6 +14,7 @@ from gradex.adapters import peft_configs as configs
 from gradex.adapters import starts
 from gradex.adapters.beginning import Beginning
 from gradex.adapters.spec import AdapterSpec
+from gradex.arguments import ALIASES
 from gradex.errors import GradexError, unknown
 
 Config = Callable[[AdapterSpec, Beginning], Any]  # -> a config of peft's; None: all weights train
@@ -60,6 +61,14 @@ KINDS: dict[str, Kind] = {
     "milora": _from_base("the smallest singular components (Wang et al., 2024)", starts.milora),
     "mid": _from_base("singular components from the middle", starts.mid),
     "olora": _from_base("the first of a QR decomposition (Buyukakyuz, 2024)", starts.olora),
+    "corda_kpm": _from_base(
+        "what the rows need least, to keep what they are about (Yang et al., 2024)",
+        starts.corda_kpm, reads_rows=True,
+    ),
+    "corda_ipm": _from_base(
+        "what the rows need most, to learn what they are about (Yang et al., 2024)",
+        starts.corda_ipm, reads_rows=True,
+    ),
     "mica": Kind(
         "B holds the smallest left singular vectors, A alone is trained", configs.mica,
         learns_b=False, quantised=False,
@@ -91,6 +100,7 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(name: str) -> Kind:
+    name = ALIASES.get(name, name)
     if name not in KINDS:
         raise unknown("adapter", name, KINDS, "--adapter")
     return KINDS[name]

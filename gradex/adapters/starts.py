@@ -8,6 +8,8 @@ from torch import nn
 
 from gradex.adapters import inits
 from gradex.adapters.beginning import Beginning
+from gradex.adapters.corda import context_svd
+from gradex.adapters.covariance_cache import contexts
 from gradex.adapters.inits import Splitter
 from gradex.adapters.residual import base_weight, lora_layers, take_out
 from gradex.adapters.spec import AdapterSpec
@@ -34,6 +36,30 @@ def mid(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
 
 def olora(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
     _split_every_layer(model, spec, inits.first_of_qr)
+
+
+def corda_kpm(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
+    _split_by_context(model, spec, beginning, largest=False)
+
+
+def corda_ipm(model: nn.Module, spec: AdapterSpec, beginning: Beginning) -> None:
+    _split_by_context(model, spec, beginning, largest=True)
+
+
+def _split_by_context(
+    model: nn.Module, spec: AdapterSpec, beginning: Beginning, *, largest: bool
+) -> None:
+    """Layer by layer, each with its own context on the calibration rows."""
+    layers = dict(lora_layers(model))
+    seen = contexts(model, layers, beginning.batches, beginning.family)
+    for name, layer in layers.items():
+        weight = base_weight(layer)
+        covariance = seen[name].covariance.to(weight.device)
+        try:
+            a, b, _ = context_svd(weight, covariance, spec.rank, spec.alpha, largest=largest)
+        except GradexError as error:
+            raise GradexError(f"{name}: {error}") from None
+        take_out(layer, a, b)
 
 
 def _split_every_layer(model: nn.Module, spec: AdapterSpec, split: Splitter) -> None:
