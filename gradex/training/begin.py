@@ -1,5 +1,6 @@
 """The adapter that a training begins with: drawn, or computed from the base and from rows."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from gradex.adapters.kinds import kind_of
 from gradex.data.sources import Sources
 from gradex.data.tokens import Batch, Encoder, Example, token_batches
 from gradex.errors import unknown
+from gradex.models.encoding import on_best_device
 from gradex.models.load import Base
 from gradex.models.scoring import TOKENS_PER_BATCH, batch_on
 from gradex.training.prepare import source_examples
@@ -29,10 +31,9 @@ def begin(
     kept = folder / "checkpoints" / "start"
     if kept.is_dir():
         return load(base, kept)
-    model = attach(
-        base, recipe.adapter, seed=recipe.seed, steps=recipe.max_steps,
-        batches=_batches(base, _drawn(rows, recipe), encoder),
-    )  # fmt: skip
+    base = on_best_device(base, index=int(os.environ.get("LOCAL_RANK", "0")))
+    batches = calibration_batches(base, rows, encoder, count=recipe.start_rows, seed=recipe.seed)
+    model = attach(base, recipe.adapter, seed=recipe.seed, steps=recipe.max_steps, batches=batches)
     part = kept.with_name("start.part")
     shutil.rmtree(part, ignore_errors=True)
     export(model, part, base_path=recipe.base.source, card=None)
@@ -40,14 +41,14 @@ def begin(
     return model
 
 
-def _drawn(rows: Sequence[Example], recipe: Recipe) -> list[Example]:
-    order = np.random.default_rng(recipe.seed).permutation(len(rows))
-    return [rows[i] for i in order[: recipe.start_rows]]
-
-
-def _batches(base: Base, rows: Sequence[Example], encoder: Encoder) -> list[Batch]:
-    parts = token_batches([row.length for row in rows], TOKENS_PER_BATCH)
-    return [batch_on(base.model, [rows[i] for i in part], encoder) for part in parts]
+def calibration_batches(
+    base: Base, rows: Sequence[Example], encoder: Encoder, *, count: int, seed: int
+) -> list[Batch]:
+    """At most `count` of the rows, drawn by the seed, on the base's device."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    drawn = [rows[i] for i in order[:count]]
+    parts = token_batches([row.length for row in drawn], TOKENS_PER_BATCH)
+    return [batch_on(base.model, [drawn[i] for i in part], encoder) for part in parts]
 
 
 def start_examples(name: str | None, encoder: Encoder, sources: Sources) -> list[Example] | None:
