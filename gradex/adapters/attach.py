@@ -22,7 +22,7 @@ def attach(
     `steps` is how long it is going to be trained, `batches` what a kind that reads rows begins
     from.
     """
-    require_sound(spec)
+    require_sound(spec, steps=steps)
     kind, model = kind_of(spec.kind), base.model
     transposed = _has_conv1d(model)
     if transposed and not kind.conv1d:

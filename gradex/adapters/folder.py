@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gradex.adapters.adalora import forget_lossy_pattern, without_false_alarms
 from gradex.adapters.residual import ADAPTER, lora_layers, take_out, taken_out
 from gradex.errors import GradexError
 from gradex.models.load import Base, hash_files
@@ -41,8 +42,10 @@ def export(model: nn.Module, folder: Path, *, base_path: str, card: str | None) 
 
 def _export_adapter(model: nn.Module, folder: Path, *, base_path: str) -> None:
     model.peft_config[ADAPTER].base_model_name_or_path = base_path
+    forget_lossy_pattern(model)
     # Embeddings are never trained here; peft would ask the hub whether they were resized.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    with without_false_alarms():
+        model.save_pretrained(folder, save_embedding_layers=False)
     settings = read_json(folder / SETTINGS, SETTINGS_OF)
     taken = taken_out(model)
     (folder / HALVES).unlink(missing_ok=True)
@@ -126,7 +129,8 @@ def load_all(base: Base, folders: Mapping[str, Path]) -> nn.Module:
     says which one works, at first the first."""
     model = base.model
     for name, folder in folders.items():
-        model = _with_adapter(model, folder, name)
+        with without_false_alarms():
+            model = _with_adapter(model, folder, name)
     return model.eval()
 
 

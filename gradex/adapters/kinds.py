@@ -13,12 +13,14 @@ from torch import nn
 from gradex.adapters import peft_configs as configs
 from gradex.adapters import starts
 from gradex.adapters.beginning import Beginning
+from gradex.adapters.rank_budget import require_budget
 from gradex.adapters.spec import AdapterSpec
 from gradex.arguments import ALIASES
 from gradex.errors import GradexError, unknown
 
 Config = Callable[[AdapterSpec, Beginning], Any]  # -> a config of peft's; None: all weights train
 Start = Callable[[nn.Module, AdapterSpec, Beginning], None]
+Check = Callable[[AdapterSpec, int], None]  # refuses what cannot be, in so many steps
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Kind:
     about: str
     config: Config
     start: Start | None = None
+    check: Check | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
     reads_rows: bool = False
     from_base: bool = False
@@ -52,6 +55,16 @@ def _from_base(about: str, start: Start, **more: Any) -> Kind:
     """LoRA that begins from a part of the base's weights."""
     return Kind(about, configs.lora, start, from_base=True, quantised=False, **more)
 
+
+ADALORA = {
+    "init_r": Option(int, None, "rank at first; default: 1.5 times --lora_r, where it ends"),
+    "tinit": Option(int, None, "steps before ranks go down; default: a tenth of them"),
+    "tfinal": Option(int, None, "steps after ranks are settled; default: three tenths of them"),
+    "deltaT": Option(int, None, "steps from one allocation to the next; default: 1 up to 400"),
+    "beta1": Option(float, 0.85, "smoothing of the sensitivity"),
+    "beta2": Option(float, 0.85, "smoothing of the uncertainty"),
+    "orth_reg_weight": Option(float, 0.5, "weight of the orthogonality penalty in the loss"),
+}
 
 KINDS: dict[str, Kind] = {
     "lora": Kind("A drawn, B zero (Hu et al., 2021)", configs.lora),
@@ -92,6 +105,10 @@ KINDS: dict[str, Kind] = {
         "block affine: W M + M in blocks of rank x rank (Kang, 2024)", configs.bone,
         learns_b=False, dropout=False, quantised=False, conv1d=False,
     ),
+    "adalora": Kind(
+        "triplets whose number a layer follows from what they matter (Zhang et al., 2023)",
+        configs.adalora, check=require_budget, options=ADALORA,
+    ),
     "full": Kind(
         "all weights of the model are trained", configs.full, learns_b=False, dropout=False,
         quantised=False,
@@ -123,9 +140,11 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def require_sound(spec: AdapterSpec) -> None:
-    """Refuse what can be told without a model."""
+def require_sound(spec: AdapterSpec, *, steps: int = 0) -> None:
+    """Refuse what can be told without a model; `steps` are those that are planned, 0 for none."""
     kind = kind_of(spec.kind)
+    if kind.check is not None:
+        kind.check(spec, steps)
     if spec.dropout and not kind.dropout:
         raise GradexError(f"--lora_dropout: found {spec.dropout}, but {spec.kind} has no dropout; "
                           "say --lora_dropout 0")  # fmt: skip

@@ -3,6 +3,7 @@
 from typing import Any
 
 from gradex.adapters.beginning import Beginning
+from gradex.adapters.rank_budget import budget_of
 from gradex.adapters.spec import ALL_LINEAR, AdapterSpec
 from gradex.data.tokens import Family
 from gradex.errors import GradexError
@@ -87,6 +88,25 @@ def ia3(spec: AdapterSpec, beginning: Beginning):
         feedforward_modules=[n for n in feedforward if n in common["target_modules"]],
         fan_in_fan_out=beginning.transposed,
         **common,
+    )
+
+
+def adalora(spec: AdapterSpec, beginning: Beginning):
+    from peft import AdaLoraConfig
+
+    budget = budget_of(spec, beginning.steps)
+    return AdaLoraConfig(
+        init_r=budget.init_r,
+        target_r=budget.target_r,
+        total_step=budget.total,
+        tinit=budget.tinit,
+        tfinal=budget.tfinal,
+        deltaT=budget.delta,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        fan_in_fan_out=beginning.transposed,
+        **{key: spec.options[key] for key in ("beta1", "beta2", "orth_reg_weight")},
+        **_common(spec, beginning),
     )
 
 

@@ -10,13 +10,14 @@ import lightning.pytorch as pl
 from gradex.adapters.folder import export
 from gradex.adapters.points import point_folder
 from gradex.progress import progress
+from gradex.training.module import TOLD
 
 
 class LossCurve(pl.Callback):
     """The training loss of every optimizer step, kept through checkpoints; a bar shows it."""
 
-    def __init__(self, name: str, *, steps: int, accumulate: int):
-        self.name, self.steps, self.accumulate = name, steps, accumulate
+    def __init__(self, name: str, *, steps: int):
+        self.name, self.steps = name, steps
         self.losses: list[float] = []
         self._open: list[float] = []
 
@@ -44,8 +45,7 @@ class LossCurve(pl.Callback):
         batch: Any,
         batch_index: int,
     ) -> None:
-        # Lightning divides a loss by the batches it accumulates.
-        self._open.append(float(outputs["loss"].detach()) * self.accumulate)
+        self._open.append(float(outputs[TOLD]))
         if trainer.global_step > len(self.losses):
             self.losses.append(sum(self._open) / len(self._open))
             self._open = []

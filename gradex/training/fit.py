@@ -20,6 +20,7 @@ from gradex.training.begin import begin
 from gradex.training.callbacks import KeepAdapters, LossCurve
 from gradex.training.mixture import Mixture
 from gradex.training.module import FineTuner
+from gradex.training.ranks import rank_callbacks
 from gradex.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def fit(
     else:
         model = begin(recipe, base, start_from or examples, encoder, folder=folder)
     module = FineTuner(model.train(), recipe, examples=examples, encoder=encoder, mixture=mixture)
-    curve = LossCurve(name, steps=recipe.max_steps, accumulate=recipe.accumulate)
+    ranks = rank_callbacks(model, steps=recipe.max_steps, is_new=start is None)
+    curve = LossCurve(name, steps=recipe.max_steps)
     keeper = KeepAdapters(keep_at, folder, base_path=recipe.base.source)
     saver = ModelCheckpoint(
         dirpath=folder / "checkpoints",
@@ -67,7 +69,7 @@ def fit(
     last = _checkpoint(folder / "checkpoints" / "step.ckpt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = _trainer(recipe, [curve, keeper, *([mixer] if mixer else []), saver])
+        trainer = _trainer(recipe, [*ranks, curve, keeper, *([mixer] if mixer else []), saver])
         _run(trainer, module, last)
     _require_finite(module)
     return module.model.eval(), curve.losses

@@ -10,15 +10,19 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from gradex.adapters.adalora import orthogonality
 from gradex.data.tokens import Batch, Encoder, Example, collate
 from gradex.errors import GradexError
 from gradex.models.losses import sample_objectives
 from gradex.training.mixture import DrawByShares, Drawing, Mixture, batch_rows
 from gradex.training.recipe import Recipe
 
+TOLD = "loss of the rows"
+
 
 class FineTuner(pl.LightningModule):
-    """Trains an attached adapter on examples. Its loss is the mean of the samples' losses.
+    """Trains an attached adapter on examples. Its loss is the mean of the samples' losses, and with
+    AdaLoRA the penalty that keeps its triplets apart.
 
     With a mixture, batches are drawn by its shares, which may change from step to step.
     """
@@ -38,7 +42,7 @@ class FineTuner(pl.LightningModule):
         # A checkpoint holds the trained parameters alone.
         self.strict_loading = False
 
-    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, torch.Tensor]:
         values, _ = sample_objectives(self.model, batch, self.encoder.family)
         loss = values["loss"].mean()
         if not torch.isfinite(loss):
@@ -46,7 +50,8 @@ class FineTuner(pl.LightningModule):
                 f"the training loss is {loss.item()} at step {self.global_step}; try a lower "
                 "--learning_rate or another --precision"
             )
-        return loss
+        # What is told of the training is the loss of the rows, and no penalty.
+        return {"loss": loss + orthogonality(self.model), TOLD: loss.detach()}
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         # Dropout as a function of seed and step, so that a resumed run repeats it.
