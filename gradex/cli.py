@@ -20,6 +20,7 @@ STAGES = {
     "select_sources": "search the subsets for the sources worth training on",
     "weigh": "weigh the sources for a target, and tell which of them are in conflict",
     "finetune": "fine-tune the base model on a selection",
+    "reduce": "keep of a trained LoRA only the components that fit the base",
     "export": "hand a selection to another trainer: its rows and the files to train on them",
     "verify": "true fine-tunes of held-out subsets beside their estimates",
     "report": "one HTML page: the choice, prediction beside truth, how to repeat it",

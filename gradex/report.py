@@ -24,10 +24,12 @@ from gradex.reporting.ensembles import METHOD, newest_ensemble
 from gradex.reporting.html import write_report
 from gradex.reporting.measured import calibration_of, newest_of, read_measured
 from gradex.reporting.outcomes import outcome
+from gradex.reporting.reduced import reduced_of
 from gradex.selection.choice import Selection, selection_file
 
 FORMAT = "gradex-report/1"
 EVERYTHING, CHOSEN, MIXED = "all sources", "selection", "the selection, mixed while training"
+REDUCED = "the selection, its adapter reduced"
 MEASURING = ("verify", "transfer", "trust")  # stages whose newest run of the store is shown
 
 
@@ -75,12 +77,13 @@ def _content(
 ) -> dict[str, Any]:
     meta = _meta_run(store)
     tunes = _fine_tunes(selection)
+    reduced = reduced_of([path for path, t in tunes if _kind(selection, t) == CHOSEN])
     record = read_json(meta / "sources.json", "a meta run's sources") if meta else {}
     calibrations = _calibrations(place, places["verify"])
     ensemble = newest_ensemble(selection.store, target=selection.target)
     stages = [
         meta, *_store_runs(store.path), *calibrations, place, *(path for path, _ in tunes),
-        ensemble and ensemble[0], *places.values(),
+        *(path for path, _ in reduced), ensemble and ensemble[0], *places.values(),
     ]  # fmt: skip
     return {
         "format": FORMAT,
@@ -101,7 +104,10 @@ def _content(
             "rows": {name: len(ids) for name, ids in selection.rows.items()},
         },
         "test_rows": int((store.table("target", selection.target)["split"] == b"test").sum()),
-        "outcomes": _outcomes(selection, [results for _, results in tunes]),
+        "outcomes": [
+            *_outcomes(selection, [results for _, results in tunes]),
+            *_reduced_outcome([results for _, results in reduced]),
+        ],
         **{
             stage: read_measured(stage, folder, store=selection.store) if folder else None
             for stage, folder in places.items()
@@ -176,6 +182,13 @@ def _outcomes(selection: Selection, tunes: Sequence[dict[str, Any]]) -> list[dic
             scores = [results["tuned"] for results in found]
             rows.append(outcome(kind, scores, sources=len(found[0]["selected"])))
     return rows
+
+
+def _reduced_outcome(reduced: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not reduced:
+        return []
+    scores = [results["reduced"] for results in reduced]
+    return [outcome(REDUCED, scores, sources=len(reduced[0]["selected"]))]
 
 
 def _source_row(
