@@ -12,6 +12,7 @@ REQUIRES = [
     "torch>=2.8",  # models, gradients, projections
     "transformers>=5.20",  # base models, tokenizers, chat templates, the flags' parser
     "peft>=0.21",  # adapters and their file format
+    "pytorch-optimizer>=4.1,<5",  # AdamP, SGDP and other optimizers
     "lightning>=2.6",  # training: devices, precision, strategies, checkpoints
     "traker>=0.3.2",  # trak's CUDA projection kernels (GPU engine, not used yet)
     "datasets>=4.0",  # saved and hub data sets; brings pyarrow for parquet

@@ -33,6 +33,9 @@ DEFAULTS: dict[str, Any] = {
     "lora_alpha": 32.0,
     "lora_dropout": 0.0,
     "lora_target_modules": ["all-linear"],
+    "optimizer": "adamw",
+    "lr_scheduler_type": "linear",
+    "loraplus_ratio": 1.0,
     "learning_rate": 3e-4,
     "weight_decay": 0.0,
     "warmup_steps": 0,
@@ -122,11 +125,25 @@ class TrainArguments:
     lora_target_modules: list[str] | None = option(
         None, "last parts of the names of the layers to adapt; default: all-linear"
     )
-    learning_rate: float | None = option(
-        None, "peak step size, falling linearly to 0; default: 3e-4, demo 5e-3"
+    optimizer: str | None = option(
+        None, "adamw, sgd, adamp, sgdp, lion, adan, adopt, ademamix or came; default: adamw"
     )
-    weight_decay: float | None = option(None, "AdamW's weight decay; default: 0")
-    warmup_steps: int | None = option(None, "optimizer steps of linear warm-up; default: 0")
+    optimizer_args: list[str] | None = option(
+        None, "KEY=VALUE settings that the optimizer alone has; default: its own"
+    )
+    lr_scheduler_type: str | None = option(
+        None, "how the step size falls, as in transformers: linear, cosine, constant, ...; "
+        "default: linear"
+    )  # fmt: skip
+    loraplus_ratio: float | None = option(
+        None, "LoRA+: how many times larger the step size is for B (and for DoRA's magnitudes); "
+        "default: 1"
+    )  # fmt: skip
+    learning_rate: float | None = option(None, "peak step size; default: 3e-4, demo 5e-3")
+    weight_decay: float | None = option(None, "the optimizer's weight decay; default: 0")
+    warmup_steps: int | None = option(
+        None, "optimizer steps in which the step size rises linearly from 0; default: 0"
+    )
     max_steps: int | None = option(
         None, "optimizer steps; default: from num_train_epochs, demo 100"
     )
@@ -152,7 +169,7 @@ class TrainArguments:
         require_positive(
             self, "lora_r", "lora_alpha", "calib_rows", "learning_rate", "max_steps",
             "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
-            "num_nodes",
+            "num_nodes", "loraplus_ratio",
         )  # fmt: skip
         require_not_negative(self, "lora_dropout", "weight_decay", "warmup_steps", "seed")
         if self.learning_rate is not None and self.learning_rate > 1:
@@ -284,8 +301,11 @@ OPTIONAL = (
     "target",
     "num_train_epochs",
     "precision",
+    "optimizer_args",
     *OWN_OF_ADAPTER,
 )
+# Flags that records of earlier versions lack: trainings were as their defaults say.
+ADDED = ("optimizer", "lr_scheduler_type", "loraplus_ratio")
 # What a store or selection records of the path before it, and the flags of each part.
 RECORDED = {"base": ModelArguments, "tasks": DataArguments, "recipe": TrainArguments}
 
@@ -299,7 +319,7 @@ def recorded_settings(record: dict[str, Any], *, where: str) -> dict[str, Any]:
     """The parts of a record as one mapping, checked like flags."""
     settings: dict[str, Any] = {}
     for part, group in RECORDED.items():
-        values = record[part]
+        values = {name: DEFAULTS[name] for name in ADDED} | record[part]
         for field in fields(group):
             if values.get(field.name) is None and field.name not in OPTIONAL:
                 raise GradexError(
@@ -316,6 +336,8 @@ def inheriting(config: ArgumentsU, recorded: dict[str, Any]) -> ArgumentsU:
     kind = PEFT if config.peft_config is not None else config.adapter
     if kind not in (None, recipe["adapter"]) or kind == PEFT:
         recipe |= dict.fromkeys(OWN_OF_ADAPTER) | {"adapter": kind}
+    if config.optimizer not in (None, recipe["optimizer"]):
+        recipe["optimizer_args"] = None
     return with_defaults(config, recipe)
 
 

@@ -20,6 +20,8 @@ from gradex.training.begin import begin
 from gradex.training.callbacks import KeepAdapters, LossCurve
 from gradex.training.mixture import Mixture
 from gradex.training.module import FineTuner
+from gradex.training.optimizers import OPTIMIZERS
+from gradex.training.projected import ProjectedFraction
 from gradex.training.ranks import rank_callbacks
 from gradex.training.recipe import Recipe
 
@@ -59,6 +61,9 @@ def fit(
     ranks = rank_callbacks(model, steps=recipe.max_steps, is_new=start is None)
     curve = LossCurve(name, steps=recipe.max_steps)
     keeper = KeepAdapters(keep_at, folder, base_path=recipe.base.source)
+    watchers = [mixer] if mixer else []
+    if OPTIMIZERS[recipe.optimizer.name].projects:
+        watchers.append(ProjectedFraction(name, folder))
     saver = ModelCheckpoint(
         dirpath=folder / "checkpoints",
         filename="step",
@@ -69,7 +74,7 @@ def fit(
     last = _checkpoint(folder / "checkpoints" / "step.ckpt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = _trainer(recipe, [*ranks, curve, keeper, *([mixer] if mixer else []), saver])
+        trainer = _trainer(recipe, [*ranks, curve, keeper, *watchers, saver])
         _run(trainer, module, last)
     _require_finite(module)
     return module.model.eval(), curve.losses

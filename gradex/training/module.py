@@ -1,4 +1,4 @@
-"""The fine-tune as a LightningModule: mean label loss per sample, AdamW, linear decay."""
+"""The fine-tune as a LightningModule: mean label loss per sample, an optimizer, a schedule."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,6 +15,7 @@ from gradex.data.tokens import Batch, Encoder, Example, collate
 from gradex.errors import GradexError
 from gradex.models.losses import sample_objectives
 from gradex.training.mixture import DrawByShares, Drawing, Mixture, batch_rows
+from gradex.training.optimizers import make_optimizer, make_schedule
 from gradex.training.recipe import Recipe
 
 TOLD = "loss of the rows"
@@ -58,19 +59,13 @@ class FineTuner(pl.LightningModule):
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.trainer.fit_loop.total_batch_idx)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        recipe = self.recipe
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        recipe, spec = self.recipe, self.recipe.optimizer
+        optimizer = make_optimizer(
+            spec, self.model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-
-        def fraction(step: int) -> float:
-            if step < recipe.warmup_steps:
-                return (step + 1) / recipe.warmup_steps
-            rest = max(1, recipe.max_steps - recipe.warmup_steps)
-            return max(0.0, (recipe.max_steps - step) / rest)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, fraction)
+        schedule = make_schedule(
+            spec.schedule, optimizer, warmup=recipe.warmup_steps, steps=recipe.max_steps
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> DataLoader:

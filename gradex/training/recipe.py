@@ -1,7 +1,7 @@
 """A recipe: everything a fine-tune needs. Selection and trainer meet only here."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradex.adapters.kinds import parse_options, require_sound
@@ -9,6 +9,7 @@ from gradex.adapters.spec import AdapterSpec
 from gradex.arguments import TrainArguments
 from gradex.errors import GradexError
 from gradex.models.load import BaseSpec, base_spec
+from gradex.training.optimizers import OptimizerSpec, parse_optimizer_args, require_optimizer
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Recipe:
     accumulate: int = 1
     weight_decay: float = 0.0
     warmup_steps: int = 0
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     precision: str = "32-true"
     devices: str = "1"
     num_nodes: int = 1
@@ -45,6 +47,7 @@ def make_recipe(settings: dict[str, Any]) -> Recipe:
         accumulate=settings["gradient_accumulation_steps"],
         weight_decay=settings["weight_decay"],
         warmup_steps=settings["warmup_steps"],
+        optimizer=make_optimizer_spec(settings),
         precision=settings["precision"] or ("bf16-mixed" if settings["bf16"] else "32-true"),
         devices=settings["devices"],
         num_nodes=settings["num_nodes"],
@@ -65,6 +68,22 @@ def make_spec(settings: dict[str, Any]) -> AdapterSpec:
         options=parse_options(kind, settings["adapter_args"] or []),
     )
     require_sound(spec)
+    return spec
+
+
+def make_optimizer_spec(settings: dict[str, Any]) -> OptimizerSpec:
+    """The optimizer and schedule of a run's settings, refused where they cannot be."""
+    name = settings["optimizer"]
+    spec = OptimizerSpec(
+        name=name,
+        options=parse_optimizer_args(name, settings["optimizer_args"] or []),
+        schedule=settings["lr_scheduler_type"],
+        loraplus_ratio=settings["loraplus_ratio"],
+    )
+    require_optimizer(
+        spec, adapter=settings["adapter"], warmup=settings["warmup_steps"],
+        steps=settings["max_steps"],
+    )  # fmt: skip
     return spec
 
 
