@@ -1,8 +1,8 @@
 """AdaLoRA: P diag(E) Q on every layer, and the triplets that matter most of all layers together.
 
 Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning" (2023). A rank of
-W + s B (E * A) is a triplet: a row of A, a number of E, a column of B. It is dropped by making its E
-zero. Of every number w with gradient g (equations 8 to 11):
+W + s B (E * A) is a triplet: a row of A, a number of E, a column of B. It is dropped by making its
+E zero. Of every number w with gradient g (equations 8 to 11):
 
     sensitivity  I = |w g|               smoothed    S <- beta1 S + (1 - beta1) I
     uncertainty  |I - S|                 smoothed    U <- beta2 U + (1 - beta2) |I - S|

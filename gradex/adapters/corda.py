@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradex.adapters.inits import Split, require_rank
+from gradex.adapters.inits import A_WEIGHT, Split, require_rank
 from gradex.errors import GradexError
 from gradex.progress import say_once
 
@@ -35,9 +35,10 @@ def context_svd(
     alpha: float,
     *,
     largest: bool,
+    where: str = A_WEIGHT,
 ) -> Split:
     """A, B and the residual, in float32, or in float64 where the weight is."""
-    require_rank(weight, rank)
+    require_rank(weight, rank, where=where)
     precise = weight if weight.dtype == torch.float64 else weight.float()
     u, s = output_components(precise @ damped(covariance.to(precise)))
     chosen = slice(0, rank) if largest else slice(len(s) - rank, len(s))

@@ -55,10 +55,9 @@ def _split_by_context(
     for name, layer in layers.items():
         weight = base_weight(layer)
         covariance = seen[name].covariance.to(weight.device)
-        try:
-            a, b, _ = context_svd(weight, covariance, spec.rank, spec.alpha, largest=largest)
-        except GradexError as error:
-            raise GradexError(f"{name}: {error}") from None
+        a, b, _ = context_svd(
+            weight, covariance, spec.rank, spec.alpha, largest=largest, where=name
+        )
         take_out(layer, a, b)
 
 

@@ -136,7 +136,7 @@ def test_a_covariance_of_nothing_is_refused(covariance):
 
 
 def test_a_rank_larger_than_the_weight_is_refused():
-    with pytest.raises(GradexError, match="a rank of 17, but a weight of 16 x 24 has only 16"):
+    with pytest.raises(GradexError, match="a rank of 17, but its 16 x 24 entries have only 16"):
         context_svd(drawn(16, 24), covariance_of(24), 17, 4.0, largest=True)
 
 
