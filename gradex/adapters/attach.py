@@ -30,6 +30,8 @@ def attach(
             f"--adapter {spec.kind}: does not work on the Conv1D layers of this model; it works on "
             "models whose layers are Linear"
         )
+    if kind.reads_rows and not batches:
+        raise GradexError(f"--adapter {spec.kind}: begins from calibration rows; none are given")
     beginning = Beginning(
         base.family, model.config.model_type, transposed, seed=seed, steps=steps, batches=batches
     )

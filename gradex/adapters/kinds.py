@@ -4,14 +4,15 @@ A kind is a config of peft's and, where the adapter begins from the base model o
 is done to each layer then. `attach` does both; `export` and `load` carry the adapter home and back.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from gradex.adapters import eva, loraga, starts
 from gradex.adapters import peft_configs as configs
-from gradex.adapters import starts
 from gradex.adapters.beginning import Beginning
 from gradex.adapters.rank_budget import require_budget
 from gradex.adapters.spec import AdapterSpec
@@ -30,6 +31,18 @@ class Option:
     type: type
     default: Any
     help: str
+    least: float | None = None
+
+    def read(self, text: str) -> Any:
+        value = self.type(text)
+        if self.least is not None and not self.least <= value < math.inf:
+            raise ValueError
+        return value
+
+    @property
+    def expected(self) -> str:
+        least = "" if self.least is None else f" (at least {self.least:g})"
+        return f"{self.type.__name__.upper()}{least}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,10 @@ KINDS: dict[str, Kind] = {
     "rslora": Kind("scaled by alpha / sqrt(rank) (Kalajdzievski, 2023)", configs.rslora),
     "dora": Kind("direction and magnitude apart (Liu et al., 2024)", configs.dora),
     "pissa": _from_base("the largest singular components (Meng et al., 2024)", starts.pissa),
+    "pissa_niter": _from_base(
+        "nearly these, by power iterations", starts.pissa_niter,
+        options={"niter": Option(int, 16, "power iterations", least=0.0)},
+    ),
     "milora": _from_base("the smallest singular components (Wang et al., 2024)", starts.milora),
     "mid": _from_base("singular components from the middle", starts.mid),
     "olora": _from_base("the first of a QR decomposition (Buyukakyuz, 2024)", starts.olora),
@@ -81,6 +98,16 @@ KINDS: dict[str, Kind] = {
     "corda_ipm": _from_base(
         "what the rows need most, to learn what they are about (Yang et al., 2024)",
         starts.corda_ipm, reads_rows=True,
+    ),
+    "loraga": _from_base(
+        "directions of the gradient of calibration rows (Wang, Yu and Li, 2024)", loraga.start,
+        options={"gamma": Option(float, 16.0, "the larger, the smaller A and B", least=1e-3)},
+        reads_rows=True,
+    ),
+    "eva": Kind(
+        "directions of calibration rows, ranks dealt out (Paischer et al., 2024)", configs.lora,
+        eva.start, reads_rows=True,
+        options={"rho": Option(float, 2.0, "a layer's rank is at most so many times", least=1.0)},
     ),
     "mica": Kind(
         "B holds the smallest left singular vectors, A alone is trained", configs.mica,
@@ -132,10 +159,10 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
         if key not in known:
             raise unknown(f"setting of {name}", key, known, "--adapter_args")
         try:
-            values[key] = known[key].type(text)
+            values[key] = known[key].read(text)
         except ValueError:
             raise GradexError(
-                f"--adapter_args {word}: expected {key}={known[key].type.__name__.upper()}"
+                f"--adapter_args {word}: expected {key}={known[key].expected}"
             ) from None
     return values
 
