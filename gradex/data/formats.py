@@ -6,8 +6,9 @@ nothing can be learned from it.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any
 
 import numpy as np
@@ -53,19 +54,25 @@ class Row:
 
 
 def _conversation(record: Record) -> Messages:
-    return _turns(record["messages"], role="role", content="content")
+    return _turns(record["messages"])
 
 
 def _sharegpt(record: Record) -> Messages:
-    turns = _turns(record["conversations"], role="from", content="value")
-    return turns if turns[0][0] == "system" else (*_system(record), *turns)
+    """Some of these files write their turns as `messages` do. What the model says before it was
+    asked anything answers no prompt and is left out."""
+    turns = _turns(record["conversations"], ("from", "role"), ("value", "content"))
+    opening = [turn for turn in turns[:1] if turn[0] == "system"] or [*_system(record)]
+    said = list(dropwhile(lambda turn: turn[0] != "user", turns))
+    if not said:
+        raise BadRow("nobody asks anything")
+    return (*opening, *said)
 
 
 def _prompt_completion(record: Record) -> Messages:
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list):
         tail = completion if isinstance(completion, list) else [_said(completion)]
-        return _turns([*prompt, *tail], role="role", content="content")
+        return _turns([*prompt, *tail])
     return (("user", _text(prompt, "prompt")), ("assistant", _text(completion, "completion")))
 
 
@@ -126,19 +133,29 @@ def _said(content: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
 
 
-def _turns(turns: Any, *, role: str, content: str) -> Messages:
+def _turns(
+    turns: Any, roles: Sequence[str] = ("role",), contents: Sequence[str] = ("content",)
+) -> Messages:
+    """Who said what, each under one of these keys."""
     if not isinstance(turns, list) or not turns:
         raise BadRow("no messages")
-    return tuple(_turn(turn, role=role, content=content) for turn in turns)
+    return tuple(_turn(turn, roles, contents) for turn in turns)
 
 
-def _turn(turn: Any, *, role: str, content: str) -> tuple[str, str]:
-    if not isinstance(turn, Mapping) or role not in turn or content not in turn:
-        raise BadRow(f"a message without {role} and {content}")
+def _turn(turn: Any, roles: Sequence[str], contents: Sequence[str]) -> tuple[str, str]:
+    role, content = (_key_of(turn, known) for known in (roles, contents))
+    if role is None or content is None:
+        raise BadRow(f"a message without {roles[0]} and {contents[0]}")
     speaker = ROLES.get(str(turn[role]).lower())
     if speaker is None:
         raise BadRow(f"unknown role '{turn[role]}'")
     return speaker, _text(turn[content], content)
+
+
+def _key_of(turn: Any, known: Sequence[str]) -> str | None:
+    """The first of them that the turn has: with a value, for in a table every turn has all keys."""
+    found = [key for key in known if isinstance(turn, Mapping) and key in turn]
+    return max(found, key=lambda key: turn[key] is not None, default=None)
 
 
 def _text(value: Any, name: str) -> str:

@@ -115,6 +115,39 @@ def test_sharegpt_has_one_system_message():
     assert beside.messages[0] == ("system", "Be brief.")
 
 
+@pytest.mark.parametrize("role", ["from", "role"])
+@pytest.mark.parametrize("content", ["value", "content"])
+def test_sharegpt_with_the_keys_of_messages(role, content):
+    """Also where a table gives every turn all keys."""
+    turns = [{role: "human", content: ASKED}, {role: "gpt", content: TOLD}]
+    wanted = to_row(SAME["sharegpt"], "sharegpt")
+    assert to_row({"conversations": turns}, "sharegpt") == wanted
+    nothing = dict.fromkeys(("from", "role", "value", "content"))
+    padded = [nothing | turn for turn in turns]
+    assert to_row({"conversations": padded}, "sharegpt") == wanted
+
+
+@pytest.mark.parametrize("opening", [1, 2])
+def test_what_is_said_before_the_first_question_is_left_out(opening):
+    turns = SAME["sharegpt"]["conversations"]
+    greeting = [{"from": "gpt", "value": "Hello."}] * opening
+    wanted = to_row(SAME["sharegpt"], "sharegpt")
+    assert to_row({"conversations": [*greeting, *turns]}, "sharegpt") == wanted
+    system = {"from": "system", "value": "Be brief."}
+    row = to_row({"conversations": [system, *greeting, *turns]}, "sharegpt")
+    assert row.messages == (("system", "Be brief."), *wanted.messages)
+    with pytest.raises(BadRow, match="nobody asks"):
+        to_row({"conversations": greeting}, "sharegpt")
+
+
+@pytest.mark.parametrize("answer", ["12", 12, 12.0])
+def test_the_answer_of_a_conversation_is_its_reference(answer):
+    """It is no part of what is learned, nor of the row's identity."""
+    row = to_row(SAME["sharegpt"] | {"answer": answer}, "sharegpt")
+    assert row.answer == str(answer)
+    assert row.id == to_row(SAME["sharegpt"], "sharegpt").id
+
+
 def test_text_has_no_prompt():
     row = to_row({"text": "Once upon a time"}, "text")
     assert row.prompt == ()

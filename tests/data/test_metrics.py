@@ -114,6 +114,10 @@ EARNED = [
 ]
 MISSED = [
     ("13", "12"),
+    ("The answer is 112.", "12"),
+    ("The answer is 12.5.", "12"),
+    ("The answer is 12.", "112"),
+    ("The answer is Parisian.", "Paris"),
     ("", "12"),
     ("I do not know", "12"),
     ("Of (A) and (B) the answer is (A).", "(B)"),

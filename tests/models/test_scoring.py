@@ -6,6 +6,7 @@ import torch
 
 from gradex.data.formats import to_row
 from gradex.data.tokens import Encoder, encode_all
+from gradex.models import scoring
 from gradex.models.load import BaseSpec, load_base
 from gradex.models.scoring import generate, label_log_probs, row_losses, score
 
@@ -61,3 +62,13 @@ def test_a_memorised_answer_is_scored_right(loaded):
         optimizer.step()
     assert score(model, ROWS[:1], encoder, "exact_match")["exact_match"] == 1
     assert score(model, ROWS[:1], encoder, "loss").keys() == {"loss"}
+
+
+@pytest.mark.parametrize(("said", "earned"), [("12", 1), ("The answer is 12.", 1), ("112", 0)])
+def test_a_conversation_is_scored_by_its_answer(loaded, monkeypatch, said, earned):
+    """Not by its last turn, which may say more, and by no part of a number."""
+    turns = [{"from": "human", "value": "5+7="}, {"from": "gpt", "value": "5+7, not 11: see 112"}]
+    row = to_row({"conversations": turns, "answer": "12"}, "sharegpt")
+    monkeypatch.setattr(scoring, "generate", lambda *_: [said])
+    model, encoder = loaded("llama")
+    assert score(model, [row], encoder, "answer")["answer"] == earned
