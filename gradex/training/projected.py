@@ -26,7 +26,6 @@ from torch import Tensor
 from gradex.records import write_text
 
 log = logging.getLogger(__name__)
-PROJECTED = 0.0  # a ratio of decay that tells a projection from none, whose ratio is 1
 Counts = tuple[int, int]  # tensors projected, of how many of two dims and more
 
 
@@ -50,12 +49,10 @@ def _listening(fired: dict[int, bool]) -> Iterator[None]:
 
     decide = adamp.projection
 
-    def told(
-        p: Tensor, grad: Tensor, update: Tensor, delta: float, wd_ratio: float, eps: float
-    ) -> tuple[Tensor, float]:
-        update, ratio = decide(p, grad, update, delta, PROJECTED, eps)
-        fired[id(p)] = ratio == PROJECTED
-        return update, wd_ratio if fired[id(p)] else ratio
+    def told(p: Tensor, *settings: Any) -> tuple[Tensor, float]:
+        update, ratio = decide(p, *settings)
+        fired[id(p)] = ratio != 1  # the classes take a wd_ratio below 1 only
+        return update, ratio
 
     adamp.projection = told
     try:
