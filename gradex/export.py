@@ -24,6 +24,7 @@ from gradex.selection.chosen import read_chosen
 from gradex.selection.portions import COLUMNS, Portion, mixture, portions_of
 from gradex.training.job import Job, RowFile, rows_drawn
 from gradex.training.recipe import Recipe, make_recipe
+from gradex.training.stepping_elsewhere import why_not
 from gradex.training.trainers import TRAINERS
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def export(config: Config) -> Path:
     chosen = read_chosen(config.selection, allow_pickle=config.allow_pickle)
     selection = chosen.selection
     portions = portions_of(selection, chosen.trained)
-    readers = _readers(config.to, portions)
+    readers = _readers(config.to, portions, _recipe(chosen.recorded))
     config = replace(config, selection=str(chosen.path))
     inputs = asdict(selection)
     with runs.start("export", config, output_dir=config.output_dir, inputs=inputs) as run:
@@ -64,11 +65,14 @@ def export(config: Config) -> Path:
     return run.path
 
 
-def _readers(to: str, portions: Sequence[Portion]) -> Readers:
-    """A trainer that is asked for by name must be able to train on the rows."""
+def _readers(to: str, portions: Sequence[Portion], recipe: Recipe) -> Readers:
+    """A trainer that is asked for by name must be able to train on the rows, and in such steps."""
     kinds = {portion.name: portion.kind for portion in portions}
     asked = {name: trainer for name, trainer in TRAINERS.items() if to in (name, "all")}
-    reasons = {name: trainer.refuses(kinds) for name, trainer in asked.items()}
+    reasons = {
+        name: trainer.refuses(kinds) or why_not(name, recipe.optimizer)
+        for name, trainer in asked.items()
+    }
     left_out = {name: reason for name, reason in reasons.items() if reason}
     if to in left_out:
         raise GradexError(

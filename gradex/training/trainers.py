@@ -15,6 +15,7 @@ import yaml
 
 from gradex.selection.portions import COLUMNS, Kind
 from gradex.training.job import Job, RowFile
+from gradex.training.stepping_elsewhere import optimizer_words
 
 CLIP = 1.0  # the gradient's largest norm in our own training
 
@@ -91,6 +92,7 @@ def _dataset_info(file: RowFile) -> dict[str, Any]:
 def _axolotl(job: Job) -> dict[str, str]:
     recipe, adapter = job.recipe, job.recipe.adapter
     targets = {"lora_target_modules": list(adapter.targets)}
+    words = optimizer_words(recipe.optimizer, learning_rate=recipe.learning_rate)
     content = {
         "base_model": job.base,
         "adapter": "qlora" if recipe.base.qlora else "lora",
@@ -109,9 +111,10 @@ def _axolotl(job: Job) -> dict[str, str]:
         "gradient_accumulation_steps": recipe.accumulate,
         "max_steps": recipe.max_steps,
         "num_epochs": job.epochs,  # axolotl ends at whichever comes first
-        "optimizer": "adamw_torch",
+        "optimizer": words.pop("optim"),
+        **words,
         "learning_rate": recipe.learning_rate,
-        "lr_scheduler": "linear",
+        "lr_scheduler": recipe.optimizer.schedule,
         "warmup_steps": recipe.warmup_steps,
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": CLIP,
@@ -167,9 +170,9 @@ def _of_transformers(job: Job) -> dict[str, Any]:
         "max_steps": recipe.max_steps,
         "per_device_train_batch_size": recipe.batch_size,
         "gradient_accumulation_steps": recipe.accumulate,
-        "optim": "adamw_torch",
+        **optimizer_words(recipe.optimizer, learning_rate=recipe.learning_rate),
         "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": "linear",
+        "lr_scheduler_type": recipe.optimizer.schedule,
         "warmup_steps": recipe.warmup_steps,
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": CLIP,
@@ -198,7 +201,7 @@ def _open_instruct(job: Job) -> dict[str, str]:
         "per_device_train_batch_size": recipe.batch_size,
         "gradient_accumulation_steps": recipe.accumulate,
         "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": "linear",
+        "lr_scheduler_type": recipe.optimizer.schedule,
         "warmup_ratio": _ratio(recipe.warmup_steps, recipe.max_steps),
         "weight_decay": recipe.weight_decay,
         "clip_grad_norm": CLIP,
