@@ -7,7 +7,9 @@ said once. Seed and devices are each stage's own.
 `--target` names places of target rows where sources are read, and targets of the store after it.
 """
 
+import json
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gradex.config import (
@@ -20,6 +22,7 @@ from gradex.config import (
     with_defaults,
 )
 from gradex.errors import GradexError
+from gradex.records import read_json, require_shape
 
 # Other names of kinds of adapters; flags and records hold the names that these stand for.
 ALIASES = {
@@ -112,7 +115,8 @@ class TrainArguments:
         None, "KEY=VALUE settings that the kind of adapter alone has; default: its own"
     )
     peft_config: str | None = option(
-        None, "a JSON file with a config of peft's, for adapters that are no --adapter"
+        None,
+        "a config of peft's, for adapters that are no --adapter: a JSON file, or its content",
     )
     calib_source: str | None = option(
         None, "the source whose rows an adapter begins from, where its kind reads some; default: "
@@ -174,6 +178,8 @@ class TrainArguments:
         require_not_negative(self, "lora_dropout", "weight_decay", "warmup_steps", "seed")
         if self.learning_rate is not None and self.learning_rate > 1:
             raise GradexError(f"--learning_rate: found {self.learning_rate}, expected at most 1")
+        if self.peft_config is not None:
+            object.__setattr__(self, "peft_config", _content_of(self.peft_config))
         if self.peft_config is not None and self.adapter not in (None, PEFT):
             raise GradexError(
                 f"--adapter {self.adapter}: found beside --peft_config, which says itself what the "
@@ -183,6 +189,19 @@ class TrainArguments:
             raise GradexError("--adapter peft: say which with --peft_config FILE.json")
         if self.lora_dropout is not None and self.lora_dropout >= 1:
             raise GradexError(f"--lora_dropout: found {self.lora_dropout}, expected less than 1")
+
+
+def _content_of(peft_config: str) -> str:
+    """A --peft_config as one line, which later stages repeat whatever becomes of the file."""
+    what, shape = "a config of peft's", {"peft_type": str}
+    if not peft_config.lstrip().startswith("{"):
+        return json.dumps(read_json(Path(peft_config), what, shape), sort_keys=True)
+    try:
+        content = json.loads(peft_config)
+    except (ValueError, RecursionError) as error:
+        raise GradexError(f"--peft_config: not valid JSON ({error}); expected {what}") from None
+    require_shape(content, shape, where="--peft_config", what=what)
+    return json.dumps(content, sort_keys=True)
 
 
 def require_one_device(config: TrainArguments, why: str) -> None:

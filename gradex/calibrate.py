@@ -25,6 +25,7 @@ from gradex.config import main, option
 from gradex.gradients.store import open_store
 from gradex.reporting.quantities import number
 from gradex.training.anchors import calibrate_on, pick_anchors
+from gradex.training.recipe import require_effect
 from gradex.training.trials import make_trials
 
 START = {"base": "base model", "meta": "meta adapter"}
@@ -48,6 +49,7 @@ def calibrate(config: Config) -> Path:
     store = open_store(config.store)
     recorded = store.recorded_settings()
     config = replace(config, store=str(store.path), calibration="none")
+    require_effect(config, recorded)
     config = inheriting(config, recorded)
     targets = [store.require_target(name) for name in config.target or store.targets]
     trials = make_trials(combined(recorded, config), store, targets, start=config.start)

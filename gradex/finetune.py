@@ -38,7 +38,7 @@ from gradex.selection.choice import Selection
 from gradex.selection.chosen import read_chosen
 from gradex.selection.groups import read_groups
 from gradex.training.ensemble import tune_ensemble
-from gradex.training.recipe import make_recipe, with_steps
+from gradex.training.recipe import make_recipe, require_effect, with_steps
 from gradex.training.selected import MixerPlan, Tuned, tune_selection
 
 RECIPE_KEYS = [field.name for field in fields(TrainArguments)]
@@ -104,6 +104,7 @@ def _one_adapter(config: Config) -> Path:
     if config.mixer != "none":
         config = with_defaults(config, MIXER_DEFAULTS | {"target": selection.target})
     rows = sum(len(chosen.trained[name].rows["train"]) for name in selection.selected)
+    require_effect(config, recorded)
     config = inheriting(with_steps(config, rows=rows, batches=recorded), recorded)
     targets = _targets(config, selection, sources)
     inputs = asdict(selection)
@@ -209,6 +210,7 @@ def _ensemble(config: Config) -> Path:
     recorded = groups.recorded_settings()
     sources = load_data(recorded | {"allow_pickle": config.allow_pickle})
     groups.require_of(sources)
+    require_effect(config, recorded)
     config = inheriting(replace(config, ensemble=str(groups.path)), recorded)
     with runs.start("finetune", config, output_dir=config.output_dir, inputs=asdict(groups)) as run:
         settings = combined(recorded, config)

@@ -31,7 +31,7 @@ from gradex.reporting.cards import adapter_card
 from gradex.training.begin import start_examples
 from gradex.training.fit import fit
 from gradex.training.prepare import load_base_and_encoder, training_examples
-from gradex.training.recipe import make_recipe, with_steps
+from gradex.training.recipe import make_recipe, require_effect, with_steps
 
 EARLY = (0.1, 0.3)  # shares of the steps after which the adapter is kept
 
@@ -98,6 +98,7 @@ def _resolved(config: Config, sources: Sources) -> Config:
     defaults = dict(DEMO_DEFAULTS if demo else DEFAULTS)
     if config.peft_config is not None:
         defaults["adapter"] = PEFT
+    require_effect(config, defaults)
     if config.num_train_epochs is not None:
         defaults.pop("max_steps", None)
     rows = sum(len(source.rows["train"]) for source in sources.values())

@@ -48,6 +48,7 @@ from gradex.reporting.evidence import (
     target_evidence,
     write_evidence,
 )
+from gradex.training.recipe import require_effect
 from gradex.training.trials import make_trials
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def verify(config: Config) -> Path:
     store = open_store(config.store)
     recorded = store.recorded_settings()
     config = replace(config, store=str(store.path))
+    require_effect(config, recorded)
     config = inheriting(config, recorded)
     targets = [store.require_target(name) for name in config.target or store.targets]
     trials = make_trials(combined(recorded, config), store, targets, start=config.start)

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradex.adapters import any_peft
 from gradex.adapters.beginning import Beginning
 from gradex.adapters.kinds import Kind, kind_of, require_sound
 from gradex.adapters.spec import ALL_LINEAR, AdapterSpec
+from gradex.adapters.targets import require_takeable, require_targets
 from gradex.data.tokens import Batch
 from gradex.errors import GradexError
 from gradex.models.load import Base
@@ -44,6 +46,8 @@ def attach(
 
 
 def _begun(model: nn.Module, kind: Kind, spec: AdapterSpec, beginning: Beginning) -> nn.Module:
+    if kind.from_base:
+        require_takeable(model, spec.kind)
     if kind.start is not None:
         kind.start(model, spec, beginning)
     return model
@@ -52,23 +56,19 @@ def _begun(model: nn.Module, kind: Kind, spec: AdapterSpec, beginning: Beginning
 def _wrapped(model: nn.Module, spec: AdapterSpec, config: Any) -> nn.Module:
     from peft import get_peft_model
 
+    if spec.targets != (ALL_LINEAR,):
+        require_targets(model, spec.targets)
+    require_targets(model, any_peft.named_targets(spec.options), where=any_peft.FLAG)
     try:
-        return get_peft_model(model, config)
-    except ValueError:
-        layers = ", ".join(layer_names(model))
-        raise GradexError(
-            f"--lora_target_modules: {' '.join(spec.targets)} is in no layer of this model; "
-            f"its layers are {layers}, or say {ALL_LINEAR}"
-        ) from None
+        model = get_peft_model(model, config)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise GradexError(f"--adapter {spec.kind}: not for this model ({first})") from None
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise GradexError(f"--adapter {spec.kind}: finds nothing to train in this model")
+    return model
 
 
 def _has_conv1d(model: nn.Module) -> bool:
     """GPT-2 and its kin keep their weights transposed, in Conv1D layers."""
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
-
-
-def layer_names(model: nn.Module) -> list[str]:
-    """The last parts of the names of all Linear and Conv1D layers."""
-    kinds = ("Linear", "Conv1D")
-    names = [n for n, m in model.named_modules() if type(m).__name__ in kinds]
-    return sorted({name.split(".")[-1] for name in names})

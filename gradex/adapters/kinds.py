@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from gradex.adapters import eva, loraga, starts
+from gradex.adapters import any_peft, eva, loraga, starts
 from gradex.adapters import peft_configs as configs
 from gradex.adapters.beginning import Beginning
 from gradex.adapters.rank_budget import require_budget
 from gradex.adapters.spec import AdapterSpec
-from gradex.arguments import ALIASES
+from gradex.arguments import ALIASES, PEFT
 from gradex.errors import GradexError, unknown
 
 Config = Callable[[AdapterSpec, Beginning], Any]  # -> a config of peft's; None: all weights train
@@ -143,11 +143,33 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
+# What a --peft_config describes: no kind before it is given one, so that KINDS does not list it.
+ANY_PEFT = Kind("any adapter of peft's", any_peft.config, learns_b=False, dropout=False)
+# Flags that mean nothing to a kind.
+UNREAD: dict[str, tuple[str, ...]] = {
+    "vera": ("lora_alpha",),
+    "ia3": ("lora_r", "lora_alpha"),
+    "miss": ("lora_alpha",),
+    "miss_mini": ("lora_alpha",),
+    "bone": ("lora_alpha",),
+    "full": ("lora_r", "lora_alpha", "lora_target_modules"),
+    PEFT: ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+}
+
+
 def kind_of(name: str) -> Kind:
     name = ALIASES.get(name, name)
+    if name == PEFT:
+        return ANY_PEFT
     if name not in KINDS:
-        raise unknown("adapter", name, KINDS, "--adapter")
+        raise unknown("adapter", name, [*KINDS, PEFT], "--adapter")
     return KINDS[name]
+
+
+def unread_flags(name: str) -> list[str]:
+    """The flags of an adapter that would be read and mean nothing to this kind."""
+    rows = [] if kind_of(name).reads_rows else ["calib_source", "calib_rows"]
+    return [*UNREAD.get(name, ()), *rows]
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -157,7 +179,7 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, _, text = word.partition("=")
         if key not in known:
-            raise unknown(f"setting of {name}", key, known, "--adapter_args")
+            raise _no_option(name, key)
         try:
             values[key] = known[key].read(text)
         except ValueError:
@@ -167,11 +189,26 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def _no_option(name: str, key: str) -> GradexError:
+    owners = [other for other, kind in KINDS.items() if key in kind.options]
+    if owners:
+        return GradexError(
+            f"--adapter_args {key}: found with --adapter {name}, but it is a setting of "
+            f"{' and '.join(owners)}; leave it out"
+        )
+    known = kind_of(name).options
+    if not known:
+        return GradexError(f"--adapter_args {key}: {name} has no settings of its own; leave it out")
+    return unknown(f"setting of {name}", key, known, "--adapter_args")
+
+
 def require_sound(spec: AdapterSpec, *, steps: int = 0) -> None:
     """Refuse what can be told without a model; `steps` are those that are planned, 0 for none."""
     kind = kind_of(spec.kind)
     if kind.check is not None:
         kind.check(spec, steps)
+    if spec.kind == PEFT:
+        any_peft.require_settings(spec.options)
     if spec.dropout and not kind.dropout:
         raise GradexError(f"--lora_dropout: found {spec.dropout}, but {spec.kind} has no dropout; "
                           "say --lora_dropout 0")  # fmt: skip

@@ -85,7 +85,9 @@ def ia3(spec: AdapterSpec, beginning: Beginning):
         named = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
         common["target_modules"] = named[beginning.model_type]
     return IA3Config(
-        feedforward_modules=[n for n in feedforward if n in common["target_modules"]],
+        feedforward_modules=[
+            n for n in common["target_modules"] if n.split(".")[-1] in feedforward
+        ],
         fan_in_fan_out=beginning.transposed,
         **common,
     )

@@ -179,24 +179,34 @@ class LayerAlone:
         """The gradients of the parameters under `keys`, in their order."""
         chosen = {key: layer.get_parameter(key).detach() for key in self.keys}
 
-        def slopes(x: Tensor, g: Tensor) -> dict[str, Tensor]:
-            def value(parameters: dict[str, Tensor]) -> Tensor:
-                out = functional_call(layer, parameters, (x.unsqueeze(0),))
-                return (out.squeeze(0) * g).float().sum()
+        def value(parameters: dict[str, Tensor], x: Tensor, g: Tensor) -> Tensor:
+            out = functional_call(layer, parameters, (x.unsqueeze(0),))
+            return (out.squeeze(0) * g).float().sum()
 
-            return grad(value)(chosen)
-
-        found = self._by_vmap(slopes, x, g) if self.way == "vmap" else None
+        found = self._by_vmap(value, chosen, x, g) if self.way == "vmap" else None
         if found is None:
-            each = [slopes(*pair) for pair in zip(x, g, strict=True)]
+            each = [_slopes(value, chosen, *pair) for pair in zip(x, g, strict=True)]
             found = {key: torch.stack([one[key] for one in each]) for key in self.keys}
         return (found[key].float() for key in self.keys)
 
-    def _by_vmap(self, slopes: Callable, x: Tensor, g: Tensor) -> dict[str, Tensor] | None:
+    def _by_vmap(
+        self, value: Callable, chosen: dict[str, Tensor], x: Tensor, g: Tensor
+    ) -> dict[str, Tensor] | None:
         try:
-            return vmap(slopes)(x, g)
+            return vmap(grad(value), in_dims=(None, 0, 0))(chosen, x, g)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # what vmap has no rule for, or data-dependent control flow
             self.way = "loop"
             return None
+
+
+def _slopes(value: Callable, chosen: dict[str, Tensor], x: Tensor, g: Tensor) -> dict[str, Tensor]:
+    """One sample's gradients by plain autograd, which takes layers that torch.func does not."""
+    leaves = {key: parameter.clone().requires_grad_() for key, parameter in chosen.items()}
+    with torch.enable_grad():
+        whole = value(leaves, x, g)
+    found = torch.autograd.grad(
+        whole, list(leaves.values()), materialize_grads=True, allow_unused=True
+    )
+    return dict(zip(leaves, found, strict=True))

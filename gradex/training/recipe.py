@@ -1,12 +1,14 @@
 """A recipe: everything a fine-tune needs. Selection and trainer meet only here."""
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gradex.adapters.kinds import parse_options, require_sound
+from gradex.adapters.kinds import kind_of, parse_options, require_sound, unread_flags
 from gradex.adapters.spec import AdapterSpec
-from gradex.arguments import TrainArguments
+from gradex.arguments import PEFT, TrainArguments
 from gradex.errors import GradexError
 from gradex.models.load import BaseSpec, base_spec
 from gradex.training.optimizers import OptimizerSpec, parse_optimizer_args, require_optimizer
@@ -36,9 +38,15 @@ class Recipe:
 
 def make_recipe(settings: dict[str, Any]) -> Recipe:
     """The recipe of a run's resolved settings (all defaults filled in)."""
+    base, adapter = base_spec(settings), make_spec(settings)
+    if base.qlora and not kind_of(adapter.kind).quantised:
+        raise GradexError(
+            f"--qlora: found with --adapter {adapter.kind}, which changes the base's weights or "
+            "computes with them, and 4 bits do not allow that; leave one of them out"
+        )
     return Recipe(
-        base=base_spec(settings),
-        adapter=make_spec(settings),
+        base=base,
+        adapter=adapter,
         max_steps=settings["max_steps"],
         learning_rate=settings["learning_rate"],
         batch_size=settings["per_device_train_batch_size"],
@@ -59,14 +67,18 @@ def make_recipe(settings: dict[str, Any]) -> Recipe:
 def make_spec(settings: dict[str, Any]) -> AdapterSpec:
     """The adapter of a run's settings, refused where it cannot be."""
     kind = settings["adapter"]
-    spec = AdapterSpec(
-        kind=kind,
-        rank=settings["lora_r"],
-        alpha=settings["lora_alpha"],
-        dropout=settings["lora_dropout"],
-        targets=tuple(settings["lora_target_modules"]),
-        options=parse_options(kind, settings["adapter_args"] or []),
-    )
+    options = parse_options(kind, settings["adapter_args"] or [])
+    if kind == PEFT:  # which has no other scale, targets or dropout than those of its config
+        spec = AdapterSpec(kind=kind, options=json.loads(settings["peft_config"]))
+    else:
+        spec = AdapterSpec(
+            kind=kind,
+            rank=settings["lora_r"],
+            alpha=settings["lora_alpha"],
+            dropout=settings["lora_dropout"],
+            targets=tuple(settings["lora_target_modules"]),
+            options=options,
+        )
     require_sound(spec)
     return spec
 
@@ -85,6 +97,18 @@ def make_optimizer_spec(settings: dict[str, Any]) -> OptimizerSpec:
         steps=settings["max_steps"],
     )  # fmt: skip
     return spec
+
+
+def require_effect(config: TrainArguments, usual: Mapping[str, Any]) -> None:
+    """Refuse a flag that means nothing to the kind of adapter, unless it has its `usual` value: a
+    default, or what the meta-training had."""
+    kind = config.adapter or usual["adapter"]
+    for flag in unread_flags(kind):
+        value = getattr(config, flag)
+        if value not in (None, usual.get(flag)):
+            raise GradexError(
+                f"--{flag}: found {value}, which means nothing to --adapter {kind}; leave it out"
+            )
 
 
 def with_steps(config: TrainArguments, *, rows: int, batches: dict[str, Any]) -> TrainArguments:

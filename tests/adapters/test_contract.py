@@ -3,78 +3,149 @@
 import peft
 import pytest
 import torch
+from adapting import (
+    FAMILIES,
+    STEPS,
+    Bases,
+    Moved,
+    assert_close_in_norm,
+    at_once,
+    begun,
+    by_loop,
+    losses,
+    trained,
+)
 
-from gradex.adapters.attach import attach
-from gradex.adapters.folder import export, load
+from gradex.adapters.folder import load
 from gradex.adapters.kinds import KINDS, parse_options
 from gradex.adapters.spec import AdapterSpec
-from gradex.models.load import BaseSpec, load_base
-from gradex.models.losses import sample_objectives
+from gradex.data.tokens import Encoder
+from gradex.errors import GradexError
+from gradex.gradients.per_sample import GradientPass, LoopPass
+from gradex.models.load import BaseSpec
+from gradex.training.fit import fit
+from gradex.training.recipe import Recipe
 
-FAMILIES = {"llama": "causal", "gpt2": "causal", "t5": "seq2seq"}
-# peft has no MiSS for GPT-2's Conv1D.
 PAIRS = [(k, m) for k in KINDS for m in FAMILIES if m != "gpt2" or KINDS[k].conv1d]
 
 
-@pytest.fixture
-def base(model_folder):
-    return lambda model: load_base(BaseSpec(str(model_folder(model))))
+@pytest.fixture(scope="module")
+def bases(model_folder):
+    return Bases(model_folder)
 
 
-def spec_of(kind: str, **more) -> AdapterSpec:
-    return AdapterSpec(kind=kind, rank=4, alpha=6.0, options=parse_options(kind, []), **more)
+@pytest.fixture(scope="module")
+def moved(bases, tmp_path_factory):
+    return Moved(bases, tmp_path_factory.mktemp("moved"))
 
 
-def begun(base, kind: str, batch):
-    return attach(base, spec_of(kind), seed=0, steps=4, batches=[batch])
-
-
-def shaken(model):
-    """The model with every trained number moved, as if it had been trained."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
-def losses(model, batch, family):
-    with torch.no_grad():
-        return sample_objectives(model, dict(batch), family)[0]["loss"]
+def spec_of(kind: str) -> AdapterSpec:
+    return AdapterSpec(kind=kind, rank=4, alpha=6.0, options=parse_options(kind, []))
 
 
 @pytest.mark.parametrize(("kind", "model"), PAIRS)
-def test_changes_nothing_at_first(base, toy_batch, kind, model):
+def test_changes_nothing_at_first(bases, toy_batch, kind, model):
+    family = FAMILIES[model]
+    _, batch = toy_batch(family)
+    plain = losses(bases(model).model, batch, family)
+    adapted = begun(bases(model), spec_of(kind), batch).eval()
+    torch.testing.assert_close(losses(adapted, batch, family), plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "model"), PAIRS)
+def test_what_is_not_the_adapter_is_frozen_as_it_was(bases, toy_batch, kind, model):
     _, batch = toy_batch(FAMILIES[model])
-    plain = losses(base(model).model, batch, FAMILIES[model])
-    adapted = begun(base(model), kind, batch).eval()
-    torch.testing.assert_close(losses(adapted, batch, FAMILIES[model]), plain, rtol=0, atol=1e-5)
+    plain = dict(bases(model).model.named_parameters())
+    adapted = begun(bases(model), spec_of(kind), batch)
+    changed = set()
+    for name, parameter in adapted.named_parameters():
+        own = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        own = own.replace(".original_module", "")
+        if own in plain and not torch.equal(parameter, plain[own]):
+            changed.add(own)
+        assert parameter.requires_grad == (own not in plain) or kind in ("full", "mica", "vera")
+    assert bool(changed) == KINDS[kind].from_base
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_alone_draws_it(bases, toy_batch, kind):
+    _, batch = toy_batch("causal")
+    torch.manual_seed(123)
+    first = begun(bases("llama"), spec_of(kind), batch, seed=5).state_dict()
+    state = torch.get_rng_state()
+    second = begun(bases("llama"), spec_of(kind), batch, seed=5).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize(("kind", "model"), PAIRS)
-def test_is_loaded_as_it_was_exported(base, toy_batch, tmp_path, kind, model):
+def test_is_loaded_as_it_was_exported(bases, moved, toy_batch, kind, model):
     """The same losses, and the same parameters under the same names to go on from."""
     family = FAMILIES[model]
     _, batch = toy_batch(family)
-    trained = shaken(begun(base(model), kind, batch))
-    export(trained, tmp_path / "a", base_path="base", card=None)
-    loaded = load(base(model), tmp_path / "a")
-    torch.testing.assert_close(losses(loaded, batch, family), losses(trained, batch, family))
-    own = {n: p for n, p in loaded.named_parameters() if p.requires_grad}
-    for name, parameter in trained.named_parameters():
-        assert parameter.requires_grad == (name in own)
-        if name in own:
-            torch.testing.assert_close(own[name], parameter, rtol=0, atol=0)
+    adapted, folder = moved(spec_of(kind), model, batch)
+    loaded = load(bases(model), folder)
+    torch.testing.assert_close(losses(loaded, batch, family), losses(adapted, batch, family))
+    assert list(trained(loaded)) == list(trained(adapted))
+    for own, parameter in zip(trained(loaded).values(), trained(adapted).values(), strict=True):
+        torch.testing.assert_close(own, parameter, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("kind", "model"), [(k, m) for k, m in PAIRS if k != "full"])
-def test_loads_on_the_plain_base_by_peft_alone(base, toy_batch, tmp_path, kind, model):
+def test_loads_on_the_plain_base_by_peft_alone(bases, moved, toy_batch, kind, model):
     """Whatever was taken out of the base: who knows nothing of gradex gets the trained model."""
     family = FAMILIES[model]
     _, batch = toy_batch(family)
-    trained = shaken(begun(base(model), kind, batch))
-    export(trained, tmp_path / "a", base_path="base", card=None)
-    loaded = peft.PeftModel.from_pretrained(base(model).model, tmp_path / "a").eval()
+    adapted, folder = moved(spec_of(kind), model, batch)
+    loaded = peft.PeftModel.from_pretrained(bases(model).model, folder).eval()
     torch.testing.assert_close(
-        losses(loaded, batch, family), losses(trained, batch, family), rtol=1e-4, atol=1e-5
+        losses(loaded, batch, family), losses(adapted, batch, family), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("kind", "model"), PAIRS)
+def test_gradients_are_those_of_single_backward_passes(bases, moved, toy_batch, kind, model):
+    """Where it was trained to, and where it is loaded again from its folder."""
+    family = FAMILIES[model]
+    _, batch = toy_batch(family)
+    adapted, folder = moved(spec_of(kind), model, batch)
+    loaded = load(bases(model), folder)
+    way = GradientPass if kind != "full" else LoopPass
+    found, taken = at_once(loaded, batch, family)
+    assert taken is way
+    assert_close_in_norm(found, by_loop(loaded, batch, family), tolerance=1e-5)
+    assert_close_in_norm(at_once(adapted, batch, family)[0], found, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("model", ["llama", "bert"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_steps_move_all_of_it_and_lower_the_loss(
+    bases, toy_batch, model_folder, tmp_path, kind, model
+):
+    """A classifier's new head is among what moves."""
+    family = FAMILIES[model]
+    examples, batch = toy_batch(family)
+    base = bases(model)
+    recipe = Recipe(
+        BaseSpec(str(model_folder(model))), spec_of(kind), max_steps=STEPS, learning_rate=1e-2,
+        batch_size=4,
+    )  # fmt: skip
+    start = begun(bases(model), spec_of(kind), batch)
+    before = {name: parameter.detach().clone() for name, parameter in trained(start).items()}
+    at_first = losses(start.eval(), batch, family).mean()
+    encoder = Encoder(base.tokenizer, family=family, max_length=64)
+    model, _ = fit(recipe, base, examples=examples, encoder=encoder, folder=tmp_path, name="t")
+    assert losses(model, batch, family).mean() < at_first
+    after = trained(model)
+    assert list(after) == list(before)
+    unmoved = [name for name in before if torch.equal(after[name], before[name])]
+    assert not unmoved
+    assert family != "classifier" or any("classifier" in name for name in after)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not KINDS[kind].conv1d])
+def test_layers_that_it_cannot_change_are_refused_by_name(bases, toy_batch, kind):
+    _, batch = toy_batch("causal")
+    with pytest.raises(GradexError, match=rf"--adapter {kind}: .*Conv1D"):
+        begun(bases("gpt2"), spec_of(kind), batch)
