@@ -126,23 +126,25 @@ def _with_halves(model: nn.Module, folder: Path) -> nn.Module:
 
 def load_all(base: Base, folders: Mapping[str, Path]) -> nn.Module:
     """The base model with trained adapters, each under its name, in eval mode; `set_adapter`
-    says which one works, at first the first."""
+    says which one works, at first the first. A single one can be trained on."""
     model = base.model
     for name, folder in folders.items():
         with without_false_alarms():
-            model = _with_adapter(model, folder, name)
+            model = _with_adapter(model, folder, name, is_trainable=len(folders) == 1)
     return model.eval()
 
 
-def _with_adapter(model: nn.Module, folder: Path, name: str) -> nn.Module:
+def _with_adapter(model: nn.Module, folder: Path, name: str, *, is_trainable: bool) -> nn.Module:
     from peft import PeftModel
 
     _require_adapter(folder)
     try:
         if isinstance(model, PeftModel):
-            model.load_adapter(folder, adapter_name=name, is_trainable=True)
+            model.load_adapter(folder, adapter_name=name, is_trainable=is_trainable)
         else:
-            model = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=True)
+            model = PeftModel.from_pretrained(
+                model, folder, adapter_name=name, is_trainable=is_trainable
+            )
     except Exception as error:  # a broken file makes libraries raise whatever they stumble over
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise GradexError(f"{folder}: the adapter does not fit this base model ({first})") from None

@@ -36,9 +36,11 @@ class Recipe:
     seed: int = 0
 
 
-def make_recipe(settings: dict[str, Any]) -> Recipe:
-    """The recipe of a run's resolved settings (all defaults filled in)."""
-    base, adapter = base_spec(settings), make_spec(settings)
+def make_recipe(settings: dict[str, Any], *, is_new: bool = True) -> Recipe:
+    """The recipe of a run's resolved settings (all defaults filled in). `is_new`: the training
+    makes an adapter, which its steps have to be enough for; otherwise it goes on from one."""
+    base = base_spec(settings)
+    adapter = make_spec(settings, steps=settings["max_steps"] if is_new else 0)
     if base.qlora and not kind_of(adapter.kind).quantised:
         raise GradexError(
             f"--qlora: found with --adapter {adapter.kind}, which changes the base's weights or "
@@ -64,8 +66,8 @@ def make_recipe(settings: dict[str, Any]) -> Recipe:
     )
 
 
-def make_spec(settings: dict[str, Any]) -> AdapterSpec:
-    """The adapter of a run's settings, refused where it cannot be."""
+def make_spec(settings: dict[str, Any], *, steps: int = 0) -> AdapterSpec:
+    """The adapter of a run's settings, refused where it cannot be (in so many steps)."""
     kind = settings["adapter"]
     options = parse_options(kind, settings["adapter_args"] or [])
     if kind == PEFT:  # which has no other scale, targets or dropout than those of its config
@@ -79,7 +81,7 @@ def make_spec(settings: dict[str, Any]) -> AdapterSpec:
             targets=tuple(settings["lora_target_modules"]),
             options=options,
         )
-    require_sound(spec)
+    require_sound(spec, steps=steps)
     return spec
 
 

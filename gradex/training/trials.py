@@ -168,7 +168,8 @@ def make_trials(
     if start == "meta":
         _require_same_adapter(settings, store)
         folder = meta_training_of(store, otherwise="say --start base").adapter
-    return Trials(make_recipe(settings), sources, settings["max_length"], list(targets), folder)
+    recipe = make_recipe(settings, is_new=folder is None)
+    return Trials(recipe, sources, settings["max_length"], list(targets), folder)
 
 
 def _require_same_adapter(settings: dict[str, Any], store: GradientStore) -> None:

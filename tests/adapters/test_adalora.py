@@ -9,7 +9,7 @@ import torch
 
 from gradex.adapters.adalora import Allocator, kept_ranks, orthogonality, svd_layers
 from gradex.adapters.attach import attach
-from gradex.adapters.folder import export, load
+from gradex.adapters.folder import export, load, load_all
 from gradex.adapters.kinds import parse_options
 from gradex.adapters.residual import ADAPTER
 from gradex.adapters.spec import AdapterSpec
@@ -203,6 +203,16 @@ def test_a_loaded_adapter_is_saved_as_it_was(base, toy_batch, lopsided, tmp_path
     export(model, tmp_path / "b", base_path="base", card=None)
     require_same_model(model, tmp_path / "b", base, batch)
     assert kept_ranks(model) == kept_ranks(load(base(), tmp_path / "b"))
+
+
+def test_several_adapters_lie_side_by_side(base, trained, toy_batch, tmp_path, lopsided):
+    _, batch = toy_batch("causal")
+    other, _ = trained(rank=3)
+    export(other, tmp_path / "b", base_path="base", card=None)
+    model = load_all(base(), {"one": lopsided[1], "two": tmp_path / "b"})
+    for name, wanted in (("two", other), ("one", lopsided[0]), ("two", other)):
+        model.set_adapter(name)
+        torch.testing.assert_close(losses(model, batch), losses(wanted.eval(), batch))
 
 
 def test_a_total_that_is_not_the_training_is_refused(base):
