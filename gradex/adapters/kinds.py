@@ -70,13 +70,13 @@ def _from_base(about: str, start: Start, **more: Any) -> Kind:
 
 
 ADALORA = {
-    "init_r": Option(int, None, "rank at first; default: 1.5 times --lora_r, where it ends"),
-    "tinit": Option(int, None, "steps before ranks go down; default: a tenth of them"),
-    "tfinal": Option(int, None, "steps after ranks are settled; default: three tenths of them"),
-    "deltaT": Option(int, None, "steps from one allocation to the next; default: 1 up to 400"),
+    "init_r": Option(int, None, "rank at first; default: 1.5 times --lora_r, where it ends", 1.0),
+    "tinit": Option(int, None, "steps before ranks go down; default: a tenth of them", 0.0),
+    "tfinal": Option(int, None, "steps after ranks are settled; default: three tenths", 0.0),
+    "deltaT": Option(int, None, "steps from deal to deal; default: at most 200 deals", 1.0),
     "beta1": Option(float, 0.85, "smoothing of the sensitivity"),
     "beta2": Option(float, 0.85, "smoothing of the uncertainty"),
-    "orth_reg_weight": Option(float, 0.5, "weight of the orthogonality penalty in the loss"),
+    "orth_reg_weight": Option(float, 0.5, "weight of the orthogonality penalty in the loss", 0.0),
 }
 
 KINDS: dict[str, Kind] = {
