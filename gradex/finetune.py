@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from gradex import runs
 from gradex.adapters.folder import export
+from gradex.adapters.initial import initial_folder
 from gradex.arguments import (
     TrainArguments,
     TrustArguments,
@@ -71,6 +72,10 @@ class Config(TrainArguments, TrustArguments):
     target_unlabelled: bool = option(
         False, "the mixer reads no labels of the target: sure and varied predictions are its aim"
     )
+    save_init: str | None = option(
+        None, "a new folder for the adapter before training and the model that it belongs to, for "
+        "another trainer; default: none is written"
+    )  # fmt: skip
     output_dir: str | None = option(None, "the run's folder; default: runs/finetune/UTC-TIME")
 
     def __post_init__(self):
@@ -82,9 +87,9 @@ class Config(TrainArguments, TrustArguments):
         if self.ensemble:
             require_one_device(self, "each adapter of an ensemble is trained on one device")
             require_left_out(
-                self, ("selection", "mixer", "num_train_epochs"), "found beside --ensemble, which "
-                "trains all its adapters for the same --max_steps on the sources of its groups; "
-                "leave one of them out",
+                self, ("selection", "mixer", "num_train_epochs", "save_init"),
+                "found beside --ensemble, which trains all its adapters for the same --max_steps "
+                "on the sources of its groups; leave one of them out",
             )  # fmt: skip
 
 
@@ -110,9 +115,11 @@ def _one_adapter(config: Config) -> Path:
     inputs = asdict(selection)
     with runs.start("finetune", config, output_dir=config.output_dir, inputs=inputs) as run:
         settings = combined(recorded, config)
+        recipe = make_recipe(settings)
         tuned = tune_selection(
-            selection, sources, make_recipe(settings), max_length=settings["max_length"],
+            selection, sources, recipe, max_length=settings["max_length"],
             targets=targets, folder=run.part, plan=_mixer_plan(config),
+            save_init=initial_folder(config.save_init, recipe.adapter.kind, resumed=run.resumed),
         )  # fmt: skip
         _write(tuned, _results(tuned, selection, config, settings), run)
     return run.path

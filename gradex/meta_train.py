@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gradex import runs
 from gradex.adapters.folder import export
+from gradex.adapters.initial import initial_folder
 from gradex.arguments import (
     DEFAULTS,
     DEMO_DEFAULTS,
@@ -38,6 +39,10 @@ EARLY = (0.1, 0.3)  # shares of the steps after which the adapter is kept
 
 @dataclass(frozen=True)
 class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
+    save_init: str | None = option(
+        None, "a new folder for the adapter before training and the model that it belongs to, for "
+        "another trainer; default: none is written"
+    )  # fmt: skip
     output_dir: str | None = option(None, "the run's folder; default: runs/meta_train/UTC-TIME")
 
     def __post_init__(self):
@@ -57,6 +62,7 @@ def meta_train(config: Config) -> Path:
 
 def _train(config: Config, sources: Sources, run: runs.Run) -> None:
     recipe = make_recipe(asdict(config))
+    save_init = initial_folder(config.save_init, recipe.adapter.kind, resumed=run.resumed)
     base, encoder = load_base_and_encoder(recipe.base, sources, max_length=config.max_length)
     names = sources.trainable
     examples, bad = training_examples(encoder, sources, names)
@@ -69,6 +75,7 @@ def _train(config: Config, sources: Sources, run: runs.Run) -> None:
         name="meta-training",
         keep_at=early_steps(recipe.max_steps),
         start_from=start_examples(recipe.start_source, encoder, sources),
+        save_init=save_init,
     )
     card = adapter_card(
         base=config.model_name_or_path,

@@ -91,7 +91,7 @@ def start(
     files may have changed under the same settings.
     """
     settings = asdict(config) | {"inputs": _digest(inputs)}
-    if _is_follower():
+    if is_follower():
         return _follow(stage, settings, output_dir)
     if output_dir:
         path = Path(output_dir)
@@ -114,7 +114,7 @@ def _digest(inputs: object) -> str:
     return xxhash.xxh3_64_hexdigest(repr(inputs).encode("utf-8", "surrogatepass"))
 
 
-def _is_follower() -> bool:
+def is_follower() -> bool:
     """Whether this process is one of several of a training, and not the first."""
     names = ["RANK", "LOCAL_RANK", "NODE_RANK"]
     if os.environ.get("SLURM_NTASKS", "1") != "1":

@@ -171,6 +171,41 @@ def test_a_mixer_that_was_killed_ends_where_it_would_have(written, monkeypatch):
     assert list(results_of(cut)["targets"]) == ["upper", "copy"]  # the mixer's is measured too
 
 
+@pytest.mark.parametrize("kind", ["milora", "pissa_niter", "loraga", "eva"])
+def test_an_adapter_that_is_computed_is_written_once_and_gone_on_with(written, monkeypatch, kind):
+    """A killed training ends as if it had not been, from the very beginning that it has saved."""
+    config = Config(selection=written(), adapter=kind, lora_r=4, calib_rows=20)
+    whole = finetune(replace(config, save_init="whole_init", output_dir="whole"))
+    step, cut = FineTuner.training_step, replace(config, save_init="init", output_dir="cut")
+
+    def dying(self, batch, index):
+        if self.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuner, "training_step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(cut)
+    stamps = {file: file.stat().st_mtime_ns for file in Path("init").rglob("*")}
+    run = finetune(cut)
+    for name in ("results.json", "curve.json", "adapter/adapter_model.safetensors"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    assert {file: file.stat().st_mtime_ns for file in Path("init").rglob("*")} == stamps
+    name = "adapter/adapter_model.safetensors"
+    assert Path("init", name).read_bytes() == Path("whole_init", name).read_bytes()
+    with pytest.raises(GradexError, match="--save_init init: exists already"):
+        finetune(replace(cut, output_dir="other"))
+    assert not Path("other.part").exists()
+
+
+def test_the_beginning_of_a_meta_training_can_be_written(made, model_folder):
+    settings = {"model_name_or_path": str(model_folder("llama")), "tasks": [str(made[0])]}
+    config = MetaConfig(adapter="mid", lora_r=4, max_steps=1, save_init="init", **settings)
+    meta_train(config)
+    assert {file.name for file in Path("init").iterdir()} == {"model", "adapter"}
+
+
 def test_the_mixers_target_may_be_without_labels(made, written, monkeypatch):
     """Whatever the completions of its select rows are, the shares are the same."""
     config = Config(selection=written(), target_unlabelled=True, **MIXED)

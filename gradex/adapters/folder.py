@@ -3,9 +3,15 @@
 An adapter that began from a part of its base is written as a LoRA of twice the rank (see residual),
 with a `gradex.json` beside it; all weights of a model, where all were trained, as a plain model
 folder.
+
+`gradex.json` also has the marks of the base's weights, by which another base is refused. A residual
+model that was written for other trainers (see initial) has one too, and an adapter whose config
+names such a model as its base is held to it, whoever has trained it. What peft alone cannot tell:
+it looks at the shapes of weights, and loads such an adapter on the original base without a word.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +23,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradex.adapters.adalora import forget_lossy_pattern, without_false_alarms
-from gradex.adapters.residual import ADAPTER, lora_layers, take_out, taken_out
+from gradex.adapters.residual import (
+    ADAPTER,
+    Marks,
+    lora_layers,
+    own_marks,
+    require_marked,
+    take_out,
+    taken_out,
+)
 from gradex.errors import GradexError
 from gradex.models.load import Base, hash_files
 from gradex.records import read_json, write_json
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
-HALVES = "gradex.json"
+MARKS = "gradex.json"
+HALVES = "second_half"  # a key of it: the file's matrices are [A; A0] and [B | -B0]
 WHOLE = "model.safetensors"
 SETTINGS_OF = "a peft adapter's settings"
 
@@ -35,25 +50,36 @@ def export(model: nn.Module, folder: Path, *, base_path: str, card: str | None) 
         _export_adapter(model, folder, base_path=base_path)
     else:
         model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's own, with its blanks to fill in
+        (folder / "README.md").unlink(missing_ok=True)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _export_adapter(model: nn.Module, folder: Path, *, base_path: str) -> None:
+    save_plainly(model, folder, base_path=base_path)
+    taken = taken_out(model)
+    (folder / MARKS).unlink(missing_ok=True)
+    if taken:
+        settings = _double(read_json(folder / SETTINGS, SETTINGS_OF))
+        write_json(folder / SETTINGS, settings)
+        save_file(_with_taken(folder / WEIGHTS, taken), folder / WEIGHTS, {"format": "pt"})
+        write_marks(folder, own_marks(model), **{HALVES: "taken out of the base"})
+
+
+def save_plainly(model: nn.Module, folder: Path, *, base_path: str) -> None:
+    """The adapter as peft writes it, for the base as it is below it."""
     model.peft_config[ADAPTER].base_model_name_or_path = base_path
     forget_lossy_pattern(model)
     # Embeddings are never trained here; peft would ask the hub whether they were resized.
     with without_false_alarms():
         model.save_pretrained(folder, save_embedding_layers=False)
-    settings = read_json(folder / SETTINGS, SETTINGS_OF)
-    taken = taken_out(model)
-    (folder / HALVES).unlink(missing_ok=True)
-    if taken:
-        settings = _double(settings)
-        save_file(_with_taken(folder / WEIGHTS, taken), folder / WEIGHTS, {"format": "pt"})
-        write_json(folder / HALVES, {"second_half": "taken out of the base"})
-    write_json(folder / SETTINGS, _in_order(settings))
+    (folder / "README.md").unlink(missing_ok=True)  # peft's own, with its blanks to fill in
+    write_json(folder / SETTINGS, _in_order(read_json(folder / SETTINGS, SETTINGS_OF)))
+
+
+def write_marks(folder: Path, marks: Marks, **more: str) -> None:
+    """What tells the base that an adapter (or a residual model) belongs to from others."""
+    write_json(folder / MARKS, {**more, "base": marks})
 
 
 def _double(settings: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +106,7 @@ def load(base: Base, folder: Path) -> nn.Module:
     What was taken out of the base when the adapter began is taken out again."""
     if (folder / WHOLE).is_file() and not (folder / SETTINGS).exists():
         return _with_weights(base.model, folder)
-    if (folder / HALVES).is_file():
+    if HALVES in _marks_file(folder):
         return _with_halves(base.model, folder).eval()
     return load_all(base, {ADAPTER: folder})
 
@@ -100,6 +126,7 @@ def _with_halves(model: nn.Module, folder: Path) -> nn.Module:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     _require_adapter(folder)
+    _require_its_base(model, folder)
     settings = read_json(folder / SETTINGS, SETTINGS_OF)
     settings |= {
         "r": settings["r"] // 2,
@@ -138,6 +165,7 @@ def _with_adapter(model: nn.Module, folder: Path, name: str, *, is_trainable: bo
     from peft import PeftModel
 
     _require_adapter(folder)
+    _require_its_base(model, folder)
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(folder, adapter_name=name, is_trainable=is_trainable)
@@ -156,6 +184,24 @@ def _require_adapter(folder: Path) -> None:
     if not (folder / WEIGHTS).is_file():
         raise GradexError(f"{folder}: not an adapter folder (it has no {WEIGHTS})")
     read_json(folder / SETTINGS, SETTINGS_OF)
+
+
+def _require_its_base(model: nn.Module, folder: Path) -> None:
+    """By the adapter's own marks, or by those of the residual model that it names as its base."""
+    marks = _marks_file(folder) or _marks_file(_named_base(folder))
+    if marks:
+        require_marked(model, marks["base"], where=str(folder))
+
+
+def _named_base(folder: Path) -> Path:
+    return Path(str(read_json(folder / SETTINGS, SETTINGS_OF).get("base_model_name_or_path")))
+
+
+def _marks_file(folder: Path) -> dict[str, Any]:
+    """Its content; nothing where there is none."""
+    if not os.path.isfile(folder / MARKS):  # also of names that no file can have
+        return {}
+    return read_json(folder / MARKS, "the marks of an adapter's base", {"base": {}})
 
 
 def _require_all_weights(model: nn.Module, folder: Path, name: str) -> None:
@@ -189,7 +235,6 @@ def fingerprint(folder: Path) -> str:
         return weights
     settings = read_json(folder / SETTINGS, SETTINGS_OF)
     settings.pop("base_model_name_or_path", None)
-    if (folder / HALVES).exists():
-        settings |= read_json(folder / HALVES, "how an adapter began")
+    settings |= _marks_file(folder)
     text = json.dumps(_in_order(settings), sort_keys=True)
     return f"{weights}-{xxhash.xxh3_64_hexdigest(text.encode())}"

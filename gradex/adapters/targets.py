@@ -3,15 +3,15 @@
 peft refuses only where none of the names is, and leaves out the others without a word.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 from torch import nn
 
-from gradex.adapters.residual import base_weight, lora_layers
+from gradex.adapters.residual import lora_layers
 from gradex.adapters.spec import ALL_LINEAR
 from gradex.errors import GradexError
-from gradex.models.load import bare
 
 FLAG = "--lora_target_modules"
 MOST_NAMED = 40
@@ -42,17 +42,16 @@ def layer_names(model: nn.Module) -> list[str]:
 
 def require_takeable(model: nn.Module, kind: str) -> None:
     """Refuse layers of which no part can be taken out: embeddings have matrices of another form,
-    and a weight that is the embedding's too would change below both."""
+    and a weight that is another layer's too would change below both."""
     from peft.tuners.lora import LoraLayer
 
     linear = dict(lora_layers(model))
-    embedding = bare(model).get_input_embeddings()
-    embedded = getattr(embedding, "base_layer", embedding).weight
+    users = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
-        if name not in linear or base_weight(module).data_ptr() == embedded.data_ptr():
+        if name not in linear or users[id(module.get_base_layer().weight)] > 1:
             raise GradexError(
-                f"{FLAG}: {name} is an embedding or shares the weight of one, of which --adapter "
-                f"{kind} cannot take a part out; leave it out"
+                f"{FLAG}: {name} is an embedding or shares its weight with another layer, so that "
+                f"--adapter {kind} cannot take a part of it out; leave it out"
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from gradex import runs
 from gradex.adapters.attach import attach
 from gradex.adapters.folder import export, load
 from gradex.adapters.kinds import kind_of
@@ -24,16 +25,24 @@ from gradex.training.recipe import Recipe
 def begin(
     recipe: Recipe, base: Base, rows: Sequence[Example], encoder: Encoder, *, folder: Path
 ) -> nn.Module:
-    """A new adapter on the base. One that was computed from rows is kept in
-    `folder`/checkpoints/start, so that a training that goes on has the very same one."""
-    if not kind_of(recipe.adapter.kind).reads_rows:
+    """A new adapter on the base. One that was computed, from rows or weights, is kept in
+    `folder`/checkpoints/start, so that a training that goes on, on whatever machine, has the very
+    same one."""
+    kind = kind_of(recipe.adapter.kind)
+    if not (kind.reads_rows or kind.from_base):
         return attach(base, recipe.adapter, seed=recipe.seed, steps=recipe.max_steps)
     kept = folder / "checkpoints" / "start"
     if kept.is_dir():
         return load(base, kept)
     base = on_best_device(base, index=int(os.environ.get("LOCAL_RANK", "0")))
-    batches = calibration_batches(base, rows, encoder, count=recipe.start_rows, seed=recipe.seed)
+    batches = []
+    if kind.reads_rows:
+        batches = calibration_batches(
+            base, rows, encoder, count=recipe.start_rows, seed=recipe.seed
+        )
     model = attach(base, recipe.adapter, seed=recipe.seed, steps=recipe.max_steps, batches=batches)
+    if runs.is_follower():
+        return model
     part = kept.with_name("start.part")
     shutil.rmtree(part, ignore_errors=True)
     export(model, part, base_path=recipe.base.source, card=None)

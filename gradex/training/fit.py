@@ -12,7 +12,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from gradex import runs
 from gradex.adapters.folder import load
+from gradex.adapters.initial import save_initial
 from gradex.data.tokens import Encoder, Example
 from gradex.errors import GradexError
 from gradex.models.load import Base
@@ -42,6 +44,7 @@ def fit(
     mixture: Mixture | None = None,
     mixer: pl.Callback | None = None,
     start_from: Sequence[Example] | None = None,
+    save_init: Path | None = None,
 ) -> tuple[nn.Module, list[float]]:
     """The trained model (base with adapter, eval mode) and the loss of every optimizer step.
 
@@ -50,6 +53,7 @@ def fit(
     adapter as it is after each of the steps `keep_at` goes to `folder`/points. Batches are drawn by
     the shares of a `mixture`, where there is one, and a `mixer` may set these while training.
     A new adapter whose kind reads rows begins from those of `start_from`, or of the examples.
+    What training begins with is written to `save_init`, unless a run that broke off has done so.
     """
     if not examples:
         raise GradexError(f"{name}: no row to train on")
@@ -57,6 +61,9 @@ def fit(
         model = load(base, start)
     else:
         model = begin(recipe, base, start_from or examples, encoder, folder=folder)
+    if save_init is not None and not (save_init.exists() or runs.is_follower()):
+        source = recipe.base.source
+        save_initial(model, save_init, tokenizer=base.tokenizer, base_path=source)
     module = FineTuner(model.train(), recipe, examples=examples, encoder=encoder, mixture=mixture)
     ranks = rank_callbacks(model, steps=recipe.max_steps, is_new=start is None)
     curve = LossCurve(name, steps=recipe.max_steps)

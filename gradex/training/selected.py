@@ -59,6 +59,7 @@ def tune_selection(
     targets: Sequence[str],
     folder: Path,
     plan: MixerPlan | None = None,
+    save_init: Path | None = None,
 ) -> Tuned:
     """Measure the base, train on the selection, measure again; checkpoints go to the folder."""
     base, encoder = load_base_and_encoder(recipe.base, sources, max_length=max_length)
@@ -78,6 +79,7 @@ def tune_selection(
         mixture=mixture,
         start_from=start_examples(recipe.start_source, encoder, sources),
         mixer=_mixer(plan, sources, examples, encoder) if plan else None,
+        save_init=save_init,
     )
     model = on_best_device(replace(base, model=model)).model
     after = test_scores(model, sources, encoder, targets)
