@@ -28,10 +28,10 @@ from gradex.config import (
     require_positive,
 )
 from gradex.data.tokens import Encoder
-from gradex.errors import GradexError
+from gradex.errors import GradexError, unknown
 from gradex.models.encoding import on_best_device
 from gradex.models.load import Base, BaseSpec, base_spec, load_base
-from gradex.records import read_json, write_json, write_text
+from gradex.records import read_json, require_shape, write_json, write_text
 from gradex.reporting.cards import adapter_card
 from gradex.reporting.csv_table import write_csv
 from gradex.reporting.outcomes import outcome
@@ -42,6 +42,8 @@ from gradex.training.prepare import load_base_and_encoder, test_scores
 INHERITED = ("target", "method", "selected", "choice", "mixer", "store", "n_sources", "seed",
              "recipe")  # fmt: skip
 RESULTS_OF = "the results of a fine-tune"
+SHAPE = {"target": str, "method": str, "selected": list, "targets": dict}
+MEASURED = {"base": {"loss": float}, "tuned": {"loss": float}}
 log = logging.getLogger(__name__)
 
 
@@ -140,10 +142,16 @@ def _place(named: str | None) -> tuple[Path, Path | None]:
 
 
 def _fine_tune(run: Path, config: Config) -> FineTune:
-    settings = runs.read_config(run, "finetune")
-    shape = {"targets": dict, "selected": list, **dict.fromkeys(("target", "method"), str)}
-    results = read_json(run / "results.json", RESULTS_OF, shape)
+    settings, file = runs.read_config(run, "finetune"), run / "results.json"
+    results = read_json(file, RESULTS_OF, SHAPE)
+    require_shape(
+        settings, {"selection": str}, where=f"{run}/config.yaml", what="the config of a fine-tune"
+    )
     chosen = read_chosen(settings["selection"], allow_pickle=config.allow_pickle)
+    for name in (results["target"], *results["targets"]):
+        if name not in results["targets"] or name not in chosen.sources.targets:
+            raise unknown("target", name, chosen.sources.targets, str(file))
+        require_shape(results["targets"][name], MEASURED, where=f"{file}: {name}", what=RESULTS_OF)
     return FineTune(run, chosen, results)
 
 

@@ -170,6 +170,25 @@ def test_places_that_hold_no_adapter(workspace):
     assert not Path("runs/reduce").exists()
 
 
+DAMAGES = {
+    "a target that is gone": (lambda r: r["targets"].update(gone={}), "unknown target 'gone'"),
+    "no target": (lambda r: r["targets"].clear(), "unknown target 'upper'"),
+    "no loss": (lambda r: r["targets"]["copy"].update(base={}), "copy: base: key 'loss'"),
+    "no selection": (lambda r: r.pop("selected"), "key 'selected' is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_results_of_a_fine_tune_that_cannot_be(workspace, damage):
+    change, says = DAMAGES[damage]
+    results = results_of(workspace)
+    change(results)
+    (workspace / "results.json").write_text(json.dumps(results))
+    with pytest.raises(GradexError, match=says):
+        reduce(Config())
+    assert not Path("runs/reduce").exists()
+
+
 def test_a_base_that_is_another_is_refused(workspace, model_folder):
     config = Config(model_name_or_path=str(model_folder("gpt2")))
     with pytest.raises(GradexError, match="does not fit this base model"):
