@@ -16,12 +16,13 @@ from gradex.config import (
     option,
     parse_values,
     require_fraction,
+    require_left_out,
     require_not_negative,
     require_owner,
     require_positive,
     with_defaults,
 )
-from gradex.errors import GradexError
+from gradex.errors import GradexError, unknown
 from gradex.records import read_json, require_shape
 
 # Other names of kinds of adapters; flags and records hold the names that these stand for.
@@ -30,6 +31,7 @@ ALIASES = {
     **dict.fromkeys(("corda_ipa", "ipa", "ipm"), "corda_ipm"),
 }
 PEFT = "peft"  # the kind of adapter that a --peft_config describes
+LOGGERS = ("tensorboard", "wandb", "none")
 DEFAULTS: dict[str, Any] = {
     "adapter": "lora",
     "lora_r": 16,
@@ -157,8 +159,23 @@ class TrainArguments:
     per_device_train_batch_size: int | None = option(
         None, "rows a forward pass and device; default: 8, demo 32"
     )
+    tokens_per_batch: int | None = option(
+        None, "padded tokens a forward pass and device, filled with whole rows; default: a number "
+        "of rows, --per_device_train_batch_size"
+    )  # fmt: skip
     gradient_accumulation_steps: int | None = option(
         None, "forward passes an optimizer step; default: 1"
+    )
+    eval_every: int | None = option(
+        None, "optimizer steps from one look at the targets' select loss to the next; default: a "
+        "tenth of all steps with --early_stopping, else no look"
+    )  # fmt: skip
+    early_stopping: int | None = option(
+        None, "end after so many looks in a row without a smaller select loss, with the adapter of "
+        "the smallest; default: train all steps"
+    )  # fmt: skip
+    report_to: list[str] | None = option(
+        None, "tensorboard, wandb: the numbers of metrics.csv there as well; default: none"
     )
     precision: str | None = option(
         None, "a Lightning precision (32-true, bf16-mixed, ...); default: 32-true, or as --bf16"
@@ -173,13 +190,21 @@ class TrainArguments:
         require_positive(
             self, "lora_r", "lora_alpha", "calib_rows", "learning_rate", "max_steps",
             "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
-            "num_nodes", "loraplus_ratio",
+            "tokens_per_batch", "eval_every", "early_stopping", "num_nodes", "loraplus_ratio",
         )  # fmt: skip
         require_not_negative(self, "lora_dropout", "weight_decay", "warmup_steps", "seed")
         if self.learning_rate is not None and self.learning_rate > 1:
             raise GradexError(f"--learning_rate: found {self.learning_rate}, expected at most 1")
         if self.peft_config is not None:
             object.__setattr__(self, "peft_config", _content_of(self.peft_config))
+        if None not in (self.tokens_per_batch, self.per_device_train_batch_size):
+            raise GradexError(
+                "--tokens_per_batch: found beside --per_device_train_batch_size, and a batch is "
+                "filled by one of them; leave the other out"
+            )
+        for name in self.report_to or ():
+            if name not in LOGGERS:
+                raise unknown("logger", name, LOGGERS, "--report_to")
         if self.peft_config is not None and self.adapter not in (None, PEFT):
             raise GradexError(
                 f"--adapter {self.adapter}: found beside --peft_config, which says itself what the "
@@ -210,6 +235,9 @@ def require_one_device(config: TrainArguments, why: str) -> None:
         raise GradexError(f"--devices: found {config.devices} on {config.num_nodes} nodes; {why}")
 
 
+LOOKS = ("eval_every", "early_stopping")
+
+
 @dataclass(frozen=True)
 class TrialArguments(TrainArguments):
     """True fine-tunes of many subsets, which are compared with one another."""
@@ -222,6 +250,13 @@ class TrialArguments(TrainArguments):
     def __post_init__(self):
         TrainArguments.__post_init__(self)
         require_one_device(self, "each of these fine-tunes runs on one device")
+        require_left_out(
+            self, LOOKS, "every subset is trained for the same number of steps; leave it out"
+        )
+        require_left_out(
+            self, ["report_to"], "these are many fine-tunes, each with its own metrics.csv; leave "
+            "it out",
+        )  # fmt: skip
         if self.num_train_epochs is not None:
             raise GradexError(
                 "--num_train_epochs: every subset is trained for the same number of steps; say "
@@ -316,12 +351,17 @@ class SubsetArguments:
 
 # May stay None when all is resolved. Those of the adapter go with its kind alone.
 OWN_OF_ADAPTER = ("adapter_args", "peft_config", "calib_source")
+# Said anew in every stage; and the two ways to fill a batch, of which one is taken.
+OWN_OF_STAGE = (*LOOKS, "report_to")
+BATCHES = ("per_device_train_batch_size", "tokens_per_batch")
 OPTIONAL = (
     "target",
     "num_train_epochs",
     "precision",
     "optimizer_args",
+    "tokens_per_batch",
     *OWN_OF_ADAPTER,
+    *OWN_OF_STAGE,
 )
 # Flags that records of earlier versions lack: trainings were as their defaults say.
 ADDED = ("optimizer", "lr_scheduler_type", "loraplus_ratio")
@@ -339,8 +379,10 @@ def recorded_settings(record: dict[str, Any], *, where: str) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for part, group in RECORDED.items():
         values = {name: DEFAULTS[name] for name in ADDED} | record[part]
+        by_tokens = values.get("tokens_per_batch") is not None
+        optional = (*OPTIONAL, *(BATCHES if by_tokens else ()))
         for field in fields(group):
-            if values.get(field.name) is None and field.name not in OPTIONAL:
+            if values.get(field.name) is None and field.name not in optional:
                 raise GradexError(
                     f"{where}: its {part} lacks '{field.name}', which meta_train sets"
                 )
@@ -351,7 +393,9 @@ def recorded_settings(record: dict[str, Any], *, where: str) -> dict[str, Any]:
 
 def inheriting(config: ArgumentsU, recorded: dict[str, Any]) -> ArgumentsU:
     """`config` with the recorded recipe for what it leaves open."""
-    recipe = keep(recorded, TrainArguments)
+    recipe = keep(recorded, TrainArguments) | dict.fromkeys(OWN_OF_STAGE)
+    if any(getattr(config, name) is not None for name in BATCHES):
+        recipe |= dict.fromkeys(BATCHES)
     kind = PEFT if config.peft_config is not None else config.adapter
     if kind not in (None, recipe["adapter"]) or kind == PEFT:
         recipe |= dict.fromkeys(OWN_OF_ADAPTER) | {"adapter": kind}

@@ -56,12 +56,15 @@ def export(config: Config) -> Path:
     chosen = read_chosen(config.selection, allow_pickle=config.allow_pickle)
     selection = chosen.selection
     portions = portions_of(selection, chosen.trained)
-    readers = _readers(config.to, portions, _recipe(chosen.recorded))
+    recipe = _recipe(chosen.recorded)
+    readers = _readers(config.to, portions, recipe)
     config = replace(config, selection=str(chosen.path))
     inputs = asdict(selection)
     with runs.start("export", config, output_dir=config.output_dir, inputs=inputs) as run:
         selection.write(run.part / "selection.json")
-        _write_folder(run, selection, portions, readers, chosen.recorded)
+        _write_folder(
+            run, selection, portions, readers, recipe, max_length=chosen.recorded["max_length"]
+        )
     return run.path
 
 
@@ -69,8 +72,9 @@ def _readers(to: str, portions: Sequence[Portion], recipe: Recipe) -> Readers:
     """A trainer that is asked for by name must be able to train on the rows, and in such steps."""
     kinds = {portion.name: portion.kind for portion in portions}
     asked = {name: trainer for name, trainer in TRAINERS.items() if to in (name, "all")}
+    unfit = _unfit_batches(recipe)
     reasons = {
-        name: trainer.refuses(kinds) or why_not(name, recipe.optimizer)
+        name: unfit or trainer.refuses(kinds) or why_not(name, recipe.optimizer)
         for name, trainer in asked.items()
     }
     left_out = {name: reason for name, reason in reasons.items() if reason}
@@ -84,17 +88,24 @@ def _readers(to: str, portions: Sequence[Portion], recipe: Recipe) -> Readers:
     return Readers([name for name in asked if name not in left_out], left_out)
 
 
+def _unfit_batches(recipe: Recipe) -> str | None:
+    if recipe.tokens_per_batch is None:
+        return None
+    return f"its batches have a number of rows, not up to {recipe.tokens_per_batch} tokens"
+
+
 def _write_folder(
     run: runs.Run,
     selection: Selection,
     portions: Sequence[Portion],
     readers: Readers,
-    recorded: dict[str, Any],
+    recipe: Recipe,
+    *,
+    max_length: int,
 ) -> None:
-    recipe = _recipe(recorded)
     files = _write_rows(portions, "data", run.part)
     mixed = _write_rows(_mixed(portions, recipe), "mixture", run.part)
-    job = Job(list((mixed or files).values()), recipe, max_length=recorded["max_length"])
+    job = Job(list((mixed or files).values()), recipe, max_length)
     for name in readers.trainers:
         for file, text in TRAINERS[name].files(job).items():
             write_text(run.part / file, text)

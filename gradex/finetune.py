@@ -20,6 +20,7 @@ from gradex import runs
 from gradex.adapters.folder import export
 from gradex.adapters.initial import initial_folder
 from gradex.arguments import (
+    LOOKS,
     TrainArguments,
     TrustArguments,
     combined,
@@ -30,6 +31,7 @@ from gradex.config import main, option, require_left_out, require_positive, with
 from gradex.data.recorded import load_data
 from gradex.data.sources import Sources
 from gradex.errors import unknown
+from gradex.models.load import hash_files
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
 from gradex.reporting.ensembles import write_ensemble_csv
@@ -38,9 +40,12 @@ from gradex.reporting.shares import write_shares
 from gradex.selection.choice import Selection
 from gradex.selection.chosen import read_chosen
 from gradex.selection.groups import read_groups
+from gradex.training.early_stopping import looking
 from gradex.training.ensemble import tune_ensemble
+from gradex.training.loggers import require_loggers
+from gradex.training.masking import Masks, read_masks
 from gradex.training.recipe import make_recipe, require_effect, with_steps
-from gradex.training.selected import MixerPlan, Tuned, tune_selection
+from gradex.training.selected import Beside, MixerPlan, Tuned, tune_selection
 
 RECIPE_KEYS = [field.name for field in fields(TrainArguments)]
 MIXER_DEFAULTS = {"mix_every": 50, "mix_rows": 16}
@@ -69,6 +74,10 @@ class Config(TrainArguments, TrustArguments):
     target: str | None = option(
         None, "the target whose select rows the mixer goes by; default: the selection's first"
     )
+    mask: str | None = option(
+        None, "a safetensors file of bool tensors by the names of trained parameters, True where "
+        "they may change; default: everywhere"
+    )  # fmt: skip
     target_unlabelled: bool = option(
         False, "the mixer reads no labels of the target: sure and varied predictions are its aim"
     )
@@ -87,7 +96,8 @@ class Config(TrainArguments, TrustArguments):
         if self.ensemble:
             require_one_device(self, "each adapter of an ensemble is trained on one device")
             require_left_out(
-                self, ("selection", "mixer", "num_train_epochs", "save_init"),
+                self,
+                ("selection", "mixer", "num_train_epochs", "mask", "save_init", *LOOKS, "report_to"),
                 "found beside --ensemble, which trains all its adapters for the same --max_steps "
                 "on the sources of its groups; leave one of them out",
             )  # fmt: skip
@@ -96,13 +106,15 @@ class Config(TrainArguments, TrustArguments):
 def finetune(config: Config) -> Path:
     """Returns the run folder: results.json, config.yaml, and
 
-    - adapter/, curve.json, and with a mixer shares.csv and shares.png;
+    - adapter/, curve.json, metrics.csv, and with a mixer shares.csv and shares.png;
     - or of an ensemble adapters/, ensemble.json, ensemble.csv.
     """
     return _ensemble(config) if config.ensemble else _one_adapter(config)
 
 
 def _one_adapter(config: Config) -> Path:
+    require_loggers(config.report_to)
+    masks = read_masks(Path(config.mask)) if config.mask else {}
     chosen = read_chosen(config.selection, allow_pickle=config.allow_pickle)
     selection, sources, recorded = chosen.selection, chosen.sources, chosen.recorded
     config = replace(config, selection=str(chosen.path))
@@ -112,13 +124,13 @@ def _one_adapter(config: Config) -> Path:
     require_effect(config, recorded)
     config = inheriting(with_steps(config, rows=rows, batches=recorded), recorded)
     targets = _targets(config, selection, sources)
-    inputs = asdict(selection)
+    inputs = asdict(selection) | ({"mask": hash_files([Path(config.mask)])} if masks else {})
     with runs.start("finetune", config, output_dir=config.output_dir, inputs=inputs) as run:
         settings = combined(recorded, config)
         recipe = make_recipe(settings)
         tuned = tune_selection(
             selection, sources, recipe, max_length=settings["max_length"],
-            targets=targets, folder=run.part, plan=_mixer_plan(config),
+            targets=targets, folder=run.part, beside=_beside(config, masks),
             save_init=initial_folder(config.save_init, recipe.adapter.kind, resumed=run.resumed),
         )  # fmt: skip
         _write(tuned, _results(tuned, selection, config, settings), run)
@@ -133,6 +145,11 @@ def _targets(config: Config, selection: Selection, sources: Sources) -> list[str
             where = "--target" if name == config.target else str(config.selection)
             raise unknown("target", name, sources.targets, where)
     return list(found)
+
+
+def _beside(config: Config, masks: Masks) -> Beside:
+    looks = looking(config.eval_every, config.early_stopping, steps=config.max_steps)
+    return Beside(_mixer_plan(config), looks, masks, config.report_to or ())
 
 
 def _mixer_plan(config: Config) -> MixerPlan | None:
@@ -158,6 +175,8 @@ def _results(
         "mixer": config.mixer,
         "weights": selection.weights,
         "shares": tuned.shares,
+        "steps": len(tuned.losses),
+        "kept_step": tuned.kept_step,
         "rows": {name: len(ids) for name, ids in selection.rows.items()},
         "n_sources": selection.n_sources,
         "store": selection.store,

@@ -30,8 +30,10 @@ from gradex.models.load import DEMO
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
 from gradex.training.begin import start_examples
+from gradex.training.early_stopping import SelectLoss, looking
 from gradex.training.fit import fit
-from gradex.training.prepare import load_base_and_encoder, training_examples
+from gradex.training.loggers import require_loggers
+from gradex.training.prepare import load_base_and_encoder, select_examples, training_examples
 from gradex.training.recipe import make_recipe, require_effect, with_steps
 
 EARLY = (0.1, 0.3)  # shares of the steps after which the adapter is kept
@@ -51,7 +53,9 @@ class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
 
 
 def meta_train(config: Config) -> Path:
-    """Returns the run folder: adapter/, points/, sources.json, curve.json, config.yaml."""
+    """Returns the run folder: adapter/, points/, sources.json, curve.json and metrics.csv, and
+    config.yaml."""
+    require_loggers(config.report_to)
     sources = load_data(asdict(config))
     config = _resolved(config, sources)
     inputs = sources.data_hashes()
@@ -66,6 +70,9 @@ def _train(config: Config, sources: Sources, run: runs.Run) -> None:
     base, encoder = load_base_and_encoder(recipe.base, sources, max_length=config.max_length)
     names = sources.trainable
     examples, bad = training_examples(encoder, sources, names)
+    looks = looking(config.eval_every, config.early_stopping, steps=recipe.max_steps)
+    looked_at = select_examples(encoder, sources, sources.targets) if looks else {}
+    beside = [SelectLoss(looks, looked_at)] if looks else []
     model, losses = fit(
         recipe,
         base,
@@ -76,6 +83,8 @@ def _train(config: Config, sources: Sources, run: runs.Run) -> None:
         keep_at=early_steps(recipe.max_steps),
         start_from=start_examples(recipe.start_source, encoder, sources),
         save_init=save_init,
+        beside=beside,
+        report_to=config.report_to or (),
     )
     card = adapter_card(
         base=config.model_name_or_path,
@@ -108,6 +117,8 @@ def _resolved(config: Config, sources: Sources) -> Config:
     require_effect(config, defaults)
     if config.num_train_epochs is not None:
         defaults.pop("max_steps", None)
+    if config.tokens_per_batch is not None:
+        del defaults["per_device_train_batch_size"]
     rows = sum(len(source.rows["train"]) for source in sources.values())
     return with_steps(with_defaults(config, defaults), rows=rows, batches=defaults)
 

@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 from gradex import calibrate, finetune, meta_train, project, report, runs, select_sources, verify
 from gradex.arguments import (
+    LOOKS,
     DataArguments,
     ModelArguments,
     TrainArguments,
     TrustArguments,
     require_one_device,
 )
-from gradex.config import main, option, require_not_negative, require_positive
+from gradex.config import main, option, require_left_out, require_not_negative, require_positive
 from gradex.data.recorded import load_data
 from gradex.errors import GradexError
 from gradex.estimate import Config as EstimateConfig
@@ -65,6 +66,8 @@ class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
         require_not_negative(self, "verify_subsets")
         _require_enough(self.anchors)
         require_one_device(self, "for several, run its stages one by one")
+        require_left_out(self, LOOKS, "all fine-tunes of a pipeline are compared after the same "
+                         "number of steps; run its stages one by one")  # fmt: skip
 
 
 def _require_enough(anchors: int | None) -> None:
@@ -90,7 +93,7 @@ def _stages(config: Config, done: "_Done") -> str:
     """The path of the data; returns the report's page."""
     common = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
     meta = done.once("meta_train", meta_train.meta_train, _part(config, meta_train.Config))
-    projected = _part(config, project.Config, meta_dir=meta, seed=0)
+    projected = _part(config, project.Config, meta_dir=meta, seed=0, tokens_per_batch=None)
     store = done.once("project", project.project, projected)
     target = _chosen_target(config, GradientStore.open(Path(store)))
     estimating = {"store": store, "lam": config.lam}
@@ -110,7 +113,9 @@ def _stages(config: Config, done: "_Done") -> str:
     chosen = done.once("select_sources", select_sources.select_sources, choose)
     for seed in range(config.seed, config.seed + config.num_seeds):
         for name, selection in (("selection", chosen), ("all", everything)):
-            tune = finetune.Config(**common, selection=selection, seed=seed)
+            tune = finetune.Config(
+                **common, selection=selection, seed=seed, report_to=config.report_to
+            )
             adapter = done.once(f"finetune {name} {seed}", finetune.finetune, tune)
             log.info("%s, seed %d: %s/adapter", name, seed, adapter)
     verified = None

@@ -44,10 +44,11 @@ def row_losses(
     encoder: Encoder,
     *,
     tokens_per_batch: int = TOKENS_PER_BATCH,
+    name: str = "test losses",
 ) -> np.ndarray:
-    """The mean label loss of every example, in their order."""
+    """The mean label loss of every example, in their order; a bar of this name shows it."""
     losses = np.empty(len(examples))
-    with progress("test losses", len(examples), unit="row") as bar:
+    with progress(name, len(examples), unit="row") as bar:
         for positions in token_batches([e.length for e in examples], tokens_per_batch):
             batch = batch_on(model, [examples[i] for i in positions], encoder)
             values, _ = sample_objectives(model, batch, encoder.family)

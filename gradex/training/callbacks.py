@@ -45,7 +45,7 @@ class LossCurve(pl.Callback):
         batch: Any,
         batch_index: int,
     ) -> None:
-        self._open.append(float(outputs[TOLD]))
+        self._open.append(float(trainer.strategy.reduce(outputs[TOLD], reduce_op="mean")))
         if trainer.global_step > len(self.losses):
             self.losses.append(sum(self._open) / len(self._open))
             self._open = []

@@ -149,6 +149,7 @@ def _train(
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed here
     export(model, part, base_path=recipe.base.source, card=None)
     write_json(part / "curve.json", {"loss": losses})
+    shutil.copy(checkpoints / "metrics.csv", part)
     part.rename(place)
 
 

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from gradex import runs
@@ -20,6 +21,8 @@ from gradex.errors import GradexError
 from gradex.models.load import Base
 from gradex.training.begin import begin
 from gradex.training.callbacks import KeepAdapters, LossCurve
+from gradex.training.loggers import close_loggers, make_loggers
+from gradex.training.metrics import StepMetrics
 from gradex.training.mixture import Mixture
 from gradex.training.module import FineTuner
 from gradex.training.optimizers import OPTIMIZERS
@@ -42,16 +45,19 @@ def fit(
     start: Path | None = None,
     keep_at: Sequence[int] = (),
     mixture: Mixture | None = None,
-    mixer: pl.Callback | None = None,
     start_from: Sequence[Example] | None = None,
     save_init: Path | None = None,
+    beside: Sequence[pl.Callback] = (),
+    report_to: Sequence[str] = (),
 ) -> tuple[nn.Module, list[float]]:
     """The trained model (base with adapter, eval mode) and the loss of every optimizer step.
 
     Training begins with the adapter in the folder `start`, or with a new one of the recipe.
     Checkpoints go to `folder`/checkpoints; where one lies there, training goes on from it. The
-    adapter as it is after each of the steps `keep_at` goes to `folder`/points. Batches are drawn by
-    the shares of a `mixture`, where there is one, and a `mixer` may set these while training.
+    adapter as it is after each of the steps `keep_at` goes to `folder`/points, and the numbers of
+    every step to `folder`/metrics.csv and the loggers of `report_to`. Batches are drawn by the
+    shares of a `mixture`, where there is one. What else there is to do at steps (mixers, masks,
+    looks at select rows) is in `beside`; it comes first at the end of each.
     A new adapter whose kind reads rows begins from those of `start_from`, or of the examples.
     What training begins with is written to `save_init`, unless a run that broke off has done so.
     """
@@ -67,10 +73,10 @@ def fit(
     module = FineTuner(model.train(), recipe, examples=examples, encoder=encoder, mixture=mixture)
     ranks = rank_callbacks(model, steps=recipe.max_steps, is_new=start is None)
     curve = LossCurve(name, steps=recipe.max_steps)
+    metrics = StepMetrics(curve, folder / "metrics.csv")
     keeper = KeepAdapters(keep_at, folder, base_path=recipe.base.source)
-    watchers = [mixer] if mixer else []
-    if OPTIMIZERS[recipe.optimizer.name].projects:
-        watchers.append(ProjectedFraction(name, folder))
+    projects = OPTIMIZERS[recipe.optimizer.name].projects
+    watchers = [ProjectedFraction(name, folder)] if projects else []
     saver = ModelCheckpoint(
         dirpath=folder / "checkpoints",
         filename="step",
@@ -81,8 +87,11 @@ def fit(
     last = _checkpoint(folder / "checkpoints" / "step.ckpt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = _trainer(recipe, [*ranks, curve, keeper, *watchers, saver])
+        loggers = make_loggers(report_to, folder)
+        callbacks = [*ranks, *beside, curve, *watchers, metrics, keeper, saver]
+        trainer = _trainer(recipe, callbacks, loggers)
         _run(trainer, module, last)
+    close_loggers(loggers)
     _require_finite(module)
     return module.model.eval(), curve.losses
 
@@ -121,7 +130,7 @@ def _run(trainer: pl.Trainer, module: FineTuner, checkpoint: Path | None) -> Non
         raise SystemExit(0)
 
 
-def _trainer(recipe: Recipe, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(recipe: Recipe, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     devices = int(recipe.devices) if recipe.devices.lstrip("-").isdigit() else recipe.devices
@@ -135,7 +144,7 @@ def _trainer(recipe: Recipe, callbacks: list[pl.Callback]) -> pl.Trainer:
             num_nodes=recipe.num_nodes,
             strategy=recipe.strategy,
             callbacks=callbacks,
-            logger=False,
+            logger=loggers,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,

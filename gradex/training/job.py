@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradex.adapters.spec import ALL_LINEAR
+from gradex.errors import GradexError
 from gradex.models.load import DEMO
 from gradex.selection.portions import Kind
 from gradex.training.recipe import Recipe
@@ -22,6 +23,12 @@ class RowFile:
 
 def rows_drawn(recipe: Recipe) -> int:
     """How many rows the training draws in all, on one device."""
+    if recipe.batch_size is None:
+        raise GradexError(
+            "--tokens_per_batch: how many rows such a training draws depends on how long they are, "
+            "so that shares of it cannot be written as rows; meta-train with "
+            "--per_device_train_batch_size to export them"
+        )
     return recipe.max_steps * recipe.batch_size * recipe.accumulate
 
 

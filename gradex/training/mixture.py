@@ -1,4 +1,5 @@
-"""Which rows a batch is made of: all rows in passes, or every source by its share of the training.
+"""Which rows a batch is made of: all rows in passes, so many or so many tokens at a time, or every
+source by its share of the training.
 
 Batch number i (counted over all ranks) is a function of the seed, i and the shares until then, so
 that a training which goes on from a checkpoint, and every rank, draws what one that never stopped
@@ -8,7 +9,7 @@ B is cut into pieces of length B w. A source then has floor(B w) or ceil(B w) ro
 the u_i are a Weyl sequence, which spreads the source's odd rows evenly over the batches.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -30,6 +31,42 @@ def batch_rows(count: int, batch_size: int, index: int, *, seed: int) -> list[in
 @lru_cache(maxsize=2)
 def _epoch_order(count: int, epoch: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class TokenBatches:
+    """Batch number -> its rows: passes as in `batch_rows`, cut where one row more would pad the
+    batch to more than `budget` tokens. A row that is longer than this is a batch of its own.
+
+    Where a batch begins depends on the lengths before it: the ends are found along, once each.
+    """
+
+    def __init__(self, lengths: Sequence[int], budget: int, *, seed: int):
+        self.lengths, self.budget, self.seed = lengths, budget, seed
+        self.starts = [0]
+
+    def __call__(self, index: int) -> list[int]:
+        return [self._row(place) for place in self._places(index)]
+
+    def size(self, index: int) -> int:
+        return len(self._places(index))
+
+    def _places(self, index: int) -> range:
+        while len(self.starts) < index + 2:
+            self.starts.append(self._end(self.starts[-1]))
+        return range(self.starts[index], self.starts[index + 1])
+
+    def _end(self, start: int) -> int:
+        end, longest = start + 1, self._length(start)
+        while (end + 1 - start) * (longest := max(longest, self._length(end))) <= self.budget:
+            end += 1
+        return end
+
+    def _length(self, place: int) -> int:
+        return self.lengths[self._row(place)]
+
+    def _row(self, place: int) -> int:
+        count = len(self.lengths)
+        return int(_epoch_order(count, place // count, self.seed)[place % count])
 
 
 @dataclass

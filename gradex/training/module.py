@@ -14,7 +14,7 @@ from gradex.adapters.adalora import orthogonality
 from gradex.data.tokens import Batch, Encoder, Example, collate
 from gradex.errors import GradexError
 from gradex.models.losses import sample_objectives
-from gradex.training.mixture import DrawByShares, Drawing, Mixture, batch_rows
+from gradex.training.mixture import DrawByShares, Drawing, Mixture, TokenBatches, batch_rows
 from gradex.training.optimizers import make_optimizer, make_schedule
 from gradex.training.recipe import Recipe
 
@@ -40,12 +40,18 @@ class FineTuner(pl.LightningModule):
         super().__init__()
         self.model, self.recipe = model, recipe
         self.examples, self.encoder, self.mixture = examples, encoder, mixture
+        self.noted: dict[str, float] = {}
         # A checkpoint holds the trained parameters alone.
         self.strict_loading = False
 
+    def note(self, **values: float) -> None:
+        """Numbers of the step that is being made: each has a column of metrics.csv beside the loss,
+        and a curve in the loggers. For callbacks, until their `on_train_batch_end`."""
+        self.noted.update(values)
+
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, torch.Tensor]:
         values, _ = sample_objectives(self.model, batch, self.encoder.family)
-        loss = values["loss"].mean()
+        loss = values["loss"].mean() * self._weight(len(values["loss"]))
         if not torch.isfinite(loss):
             raise GradexError(
                 f"the training loss is {loss.item()} at step {self.global_step}; try a lower "
@@ -53,6 +59,16 @@ class FineTuner(pl.LightningModule):
             )
         # What is told of the training is the loss of the rows, and no penalty.
         return {"loss": loss + orthogonality(self.model), TOLD: loss.detach()}
+
+    def _weight(self, rows: int) -> float:
+        """Of a batch in its step: with it, the mean over the step's batches, of all ranks, is the
+        mean over their rows, however many each has."""
+        if not isinstance(self._draw, TokenBatches):
+            return 1.0
+        batches = self.recipe.accumulate * self.trainer.world_size
+        first = self.global_step * batches
+        sizes = map(self._draw.size, range(first, first + batches))
+        return rows * batches / sum(sizes)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         # Dropout as a function of seed and step, so that a resumed run repeats it.
@@ -78,6 +94,9 @@ class FineTuner(pl.LightningModule):
 
     def _drawing(self, *, batches_per_step: int) -> Drawing:
         size, seed = self.recipe.batch_size, self.recipe.seed
+        if self.recipe.tokens_per_batch is not None:
+            lengths = [example.length for example in self.examples]
+            return TokenBatches(lengths, self.recipe.tokens_per_batch, seed=seed)
         if self.mixture is None:
             return partial(batch_rows, len(self.examples), size, seed=seed)
         return DrawByShares(
@@ -91,10 +110,12 @@ class FineTuner(pl.LightningModule):
             pad_id=self.encoder.tokenizer.pad_token_id,
         )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def trained_state(self) -> dict[str, torch.Tensor]:
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+        return {name: value for name, value in self.state_dict().items() if name in trained}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.trained_state()
         if self.mixture is not None:
             checkpoint["shares"] = list(self.mixture.history)
 

@@ -47,6 +47,20 @@ def source_examples(
     return found, bad
 
 
+def select_examples(
+    encoder: Encoder, sources: Sources, targets: Sequence[str]
+) -> dict[str, list[Example]]:
+    """The examples of the targets' select rows, target by target."""
+    found = {name: encode_all(encoder, sources[name].rows["select"])[0] for name in targets}
+    for name, examples in found.items():
+        if not examples:
+            raise GradexError(
+                f"target '{name}': none of its select rows has a label within --max_length "
+                f"{encoder.max_length} tokens; raise it"
+            )
+    return found
+
+
 def split_scores(
     model: nn.Module,
     sources: Sources,

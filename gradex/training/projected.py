@@ -113,6 +113,7 @@ class ProjectedFraction(pl.Callback):
     ) -> None:
         if trainer.global_step > len(self.counts):
             self.counts.append(trainer.optimizers[0].projected)
+            module.note(projected_fraction=_fraction(self.counts[-1]))
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.global_rank != 0:

@@ -16,13 +16,15 @@ from gradex.training.optimizers import OptimizerSpec, parse_optimizer_args, requ
 
 @dataclass(frozen=True)
 class Recipe:
-    """One fine-tune of a base model. Steps are optimizer steps."""
+    """One fine-tune of a base model. Steps are optimizer steps. A batch has `batch_size` rows, or,
+    where that is None, as many as fill `tokens_per_batch`."""
 
     base: BaseSpec
     adapter: AdapterSpec
     max_steps: int
     learning_rate: float
-    batch_size: int
+    batch_size: int | None
+    tokens_per_batch: int | None = None
     start_source: str | None = None
     start_rows: int = 256
     accumulate: int = 1
@@ -52,6 +54,7 @@ def make_recipe(settings: dict[str, Any], *, is_new: bool = True) -> Recipe:
         max_steps=settings["max_steps"],
         learning_rate=settings["learning_rate"],
         batch_size=settings["per_device_train_batch_size"],
+        tokens_per_batch=settings["tokens_per_batch"],
         start_source=settings["calib_source"],
         start_rows=settings["calib_rows"],
         accumulate=settings["gradient_accumulation_steps"],
@@ -126,7 +129,12 @@ def with_steps(config: TrainArguments, *, rows: int, batches: dict[str, Any]) ->
             "say --max_steps"
         )
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    size, accumulate = (getattr(config, name) or batches[name] for name in names)
+    size, accumulate = (getattr(config, name) or batches.get(name) for name in names)
+    if config.tokens_per_batch or size is None:
+        raise GradexError(
+            "--tokens_per_batch: how many steps an epoch has depends on how long its rows are; say "
+            "--max_steps"
+        )
     rows_per_step = size * accumulate * int(config.devices) * config.num_nodes
     steps = steps_for_epochs(config.num_train_epochs, rows=rows, rows_per_step=rows_per_step)
     return replace(config, max_steps=steps, num_train_epochs=None)

@@ -30,12 +30,12 @@ def recipe(folder, **more) -> Recipe:
 
 @pytest.fixture
 def train(model_folder, tmp_path):
-    def run(name: str, *, keep_at=(), **more):
+    def run(name: str, *, keep_at=(), ragged=False, **more):
         made = recipe(model_folder("llama"), **more)
         base = load_base(made.base)
         encoder = Encoder(base.tokenizer, family="causal", max_length=64)
         rows = [
-            to_row({"prompt": f"{i}=", "completion": "abab"}, "prompt_completion")
+            to_row({"prompt": f"{i}=", "completion": "ab" * (1 + i * ragged)}, "prompt_completion")
             for i in range(10)
         ]
         examples, _ = encode_all(encoder, rows)
@@ -74,6 +74,45 @@ def test_accumulated_batches_equal_one_large_batch(train):
     torch.testing.assert_close(
         torch.tensor(losses), torch.tensor(accumulated), rtol=1e-3, atol=1e-4
     )
+
+
+BY_TOKENS = {"ragged": True, "batch_size": None, "tokens_per_batch": 60}
+
+
+def test_accumulated_batches_of_tokens_equal_one_of_all_their_rows(train, monkeypatch):
+    """However many rows each of them has: every row counts alike."""
+    sizes, draw = [], FineTuner.on_before_batch_transfer
+
+    def watched(self, number, place):
+        sizes.append(len(self._draw(number)))
+        return draw(self, number, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuner, "on_before_batch_transfer", watched)
+        small, told = train("a", **BY_TOKENS, accumulate=3, max_steps=1)
+    assert len(set(sizes)) > 1
+    large, losses = train("b", ragged=True, batch_size=sum(sizes), max_steps=1)
+    assert told == pytest.approx(losses, rel=1e-5)
+    for name, parameter in trained(large).items():
+        torch.testing.assert_close(trained(small)[name], parameter, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dies_at", [3, 7])
+def test_an_interrupted_training_draws_the_same_batches_of_tokens(train, monkeypatch, dies_at):
+    whole, told = train("whole", **BY_TOKENS, accumulate=2)
+    step = FineTuner.training_step
+
+    def dying(self, batch, index):
+        if self.global_step == dies_at:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FineTuner, "training_step", dying)
+        train("cut", **BY_TOKENS, accumulate=2)
+    cut, losses = train("cut", **BY_TOKENS, accumulate=2)
+    assert losses == told
+    assert all(torch.equal(p, trained(whole)[n]) for n, p in trained(cut).items())
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

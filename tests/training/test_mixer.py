@@ -61,7 +61,7 @@ def train(world, model_folder, tmp_path):
         model, _ = fit(
             recipe, load_base(base), encoder=encoder, folder=tmp_path / name, name="t",
             examples=[example for found in sources.values() for example in found],
-            mixture=mixture, mixer=ParetoMixer(mixing) if mixer else None,
+            mixture=mixture, beside=[ParetoMixer(mixing)] if mixer else [],
         )  # fmt: skip
         trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         return trained, mixture

@@ -1,11 +1,18 @@
 """The rows of a batch: of passes over all, or by shares that hold in each and from any start."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from gradex.training.mixture import DrawByShares, Mixture, batch_counts, batch_rows
+from gradex.training.mixture import (
+    DrawByShares,
+    Mixture,
+    TokenBatches,
+    batch_counts,
+    batch_rows,
+)
 
 COUNTS = {"a": 7, "b": 30, "c": 4}
 SHARES = {"a": 0.5, "b": 0.37, "c": 0.13}
@@ -36,6 +43,49 @@ def test_the_order_without_shares_stays_what_it_is():
     """Kept results and stores rely on these very rows."""
     assert batch_rows(10, 4, 0, seed=0) == [4, 6, 2, 7]
     assert batch_rows(10, 4, 2, seed=3) == [3, 8, 4, 1]
+
+
+LENGTHS = np.random.default_rng(0).integers(1, 40, 57).tolist()
+
+
+def padded(rows):
+    return len(rows) * max(LENGTHS[row] for row in rows)
+
+
+@pytest.mark.parametrize("budget", [1, 25, 100, 10_000])
+def test_batches_of_tokens_have_every_row_once_a_pass(budget):
+    draw, rows = TokenBatches(LENGTHS, budget, seed=1), []
+    while len(rows) < 3 * len(LENGTHS):
+        rows += draw(len(draw.starts) - 1)
+    passes = [rows[i : i + len(LENGTHS)] for i in range(0, 3 * len(LENGTHS), len(LENGTHS))]
+    assert all(sorted(one) == list(range(len(LENGTHS))) for one in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+@pytest.mark.parametrize("budget", [25, 64, 100])
+def test_batches_of_tokens_are_as_full_as_they_can_be(budget):
+    draw = TokenBatches(LENGTHS, budget, seed=2)
+    batches = [draw(i) for i in range(60)]
+    for batch, following in pairwise(batches):
+        assert padded(batch) <= budget or len(batch) == 1
+        assert padded([*batch, following[0]]) > budget
+    assert any(len(batch) > 1 for batch in batches)
+
+
+def test_rows_of_one_length_are_drawn_as_by_number():
+    draw = TokenBatches([7] * 10, 7 * 4 + 6, seed=3)
+    assert [draw(i) for i in range(9)] == [batch_rows(10, 4, i, seed=3) for i in range(9)]
+
+
+def test_batches_of_tokens_are_the_same_from_any_start_and_across_ranks():
+    whole, *two = (TokenBatches(LENGTHS, 80, seed=0) for _ in range(3))
+    batches = [whole(index) for index in range(40)]
+    for start in (0, 7, 39):
+        late = TokenBatches(LENGTHS, 80, seed=0)
+        assert late(start) == batches[start] and late(0) == batches[0]
+    assert [two[index % 2](index) for index in range(40)] == batches
+    assert [whole.size(index) for index in range(40)] == [len(batch) for batch in batches]
+    assert batches != [TokenBatches(LENGTHS, 80, seed=1)(index) for index in range(40)]
 
 
 def draws(*history, counts=COUNTS, batch_size=8, batches_per_step=1, seed=0):
