@@ -8,6 +8,7 @@ from torch import nn
 
 from gradex.adapters import any_peft
 from gradex.adapters.beginning import Beginning
+from gradex.adapters.blocks import target_shapes
 from gradex.adapters.kinds import Kind, kind_of, require_sound
 from gradex.adapters.spec import ALL_LINEAR, AdapterSpec
 from gradex.adapters.targets import require_takeable, require_targets
@@ -37,6 +38,8 @@ def attach(
     beginning = Beginning(
         base.family, model.config.model_type, transposed, seed=seed, steps=steps, batches=batches
     )
+    if kind.fits is not None:
+        kind.fits(target_shapes(model, spec), spec)
     config = kind.config(spec, beginning)
     if config is None:
         return model.requires_grad_(True)

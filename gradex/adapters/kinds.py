@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from gradex.adapters import any_peft, eva, loraga, starts
+from gradex.adapters import any_peft, blocks, eva, loraga, starts
 from gradex.adapters import peft_configs as configs
 from gradex.adapters.beginning import Beginning
 from gradex.adapters.rank_budget import require_budget
@@ -22,6 +22,7 @@ from gradex.errors import GradexError, unknown
 Config = Callable[[AdapterSpec, Beginning], Any]  # -> a config of peft's; None: all weights train
 Start = Callable[[nn.Module, AdapterSpec, Beginning], None]
 Check = Callable[[AdapterSpec, int], None]  # refuses what cannot be, in so many steps
+Fits = Callable[[blocks.Shapes, AdapterSpec], None]  # refuses a spec that does not fit the layers
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Kind:
     dropout: bool = True
     quantised: bool = True  # works on a base in 4 bits
     conv1d: bool = True  # works on GPT-2's layers
+    fits: Fits | None = None
 
 
 def _from_base(about: str, start: Start, **more: Any) -> Kind:
@@ -122,15 +124,16 @@ KINDS: dict[str, Kind] = {
     ),
     "miss": Kind(
         "one matrix shared by shards of the input (Kang and Yin, 2024)", configs.miss,
-        learns_b=False, conv1d=False,
+        learns_b=False, conv1d=False, fits=blocks.require_shards,
     ),
     "miss_mini": Kind(
         "MiSS whose matrix repeats along the output", configs.miss_mini,
         options={"mini_r": Option(int, 4, "columns of the matrix")}, learns_b=False, conv1d=False,
+        fits=blocks.require_shards_and_tiles,
     ),
     "bone": Kind(
         "block affine: W M + M in blocks of rank x rank (Kang, 2024)", configs.bone,
-        learns_b=False, dropout=False, quantised=False, conv1d=False,
+        learns_b=False, dropout=False, quantised=False, conv1d=False, fits=blocks.require_blocks,
     ),
     "adalora": Kind(
         "triplets whose number a layer follows from what they matter (Zhang et al., 2023)",
