@@ -68,6 +68,22 @@ class Run:
         finally:
             os.close(self.lock)
 
+    @contextmanager
+    def whole_or_nothing(self) -> Iterator[None]:
+        """For what cannot be gone on with: whatever is written in this block goes if it fails."""
+        try:
+            yield
+        except BaseException:
+            self._clear()
+            raise
+
+    def _clear(self) -> None:
+        for path in self.part.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "config.yaml":
+                path.unlink()
+
     def _finish(self) -> None:
         """Write the final config.yaml, take away what only served resuming, and rename."""
         record = {

@@ -42,6 +42,7 @@ MARKS = "gradex.json"
 HALVES = "second_half"  # a key of it: the file's matrices are [A; A0] and [B | -B0]
 WHOLE = "model.safetensors"
 SETTINGS_OF = "a peft adapter's settings"
+BONE = "BONE"  # the type of MiSS adapters that were written by peft 0.14 to 0.18
 
 
 def export(model: nn.Module, folder: Path, *, base_path: str, card: str | None) -> None:
@@ -125,7 +126,7 @@ def _with_weights(model: nn.Module, folder: Path) -> nn.Module:
 def _with_halves(model: nn.Module, folder: Path) -> nn.Module:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-    _require_adapter(folder)
+    require_adapter(folder)
     _require_its_base(model, folder)
     settings = read_json(folder / SETTINGS, SETTINGS_OF)
     settings |= {
@@ -164,7 +165,7 @@ def load_all(base: Base, folders: Mapping[str, Path]) -> nn.Module:
 def _with_adapter(model: nn.Module, folder: Path, name: str, *, is_trainable: bool) -> nn.Module:
     from peft import PeftModel
 
-    _require_adapter(folder)
+    require_adapter(folder)
     _require_its_base(model, folder)
     try:
         if isinstance(model, PeftModel):
@@ -180,10 +181,15 @@ def _with_adapter(model: nn.Module, folder: Path, name: str, *, is_trainable: bo
     return model
 
 
-def _require_adapter(folder: Path) -> None:
+def require_adapter(folder: Path) -> None:
+    """Refuse what is no adapter of peft's, or one of a kind that peft no longer has."""
     if not (folder / WEIGHTS).is_file():
         raise GradexError(f"{folder}: not an adapter folder (it has no {WEIGHTS})")
-    read_json(folder / SETTINGS, SETTINGS_OF)
+    if read_json(folder / SETTINGS, SETTINGS_OF).get("peft_type") == BONE:
+        raise GradexError(
+            f"{folder}: a Bone adapter of an old peft, which calls it MiSS today; convert it with "
+            f"`gradex convert --adapter {folder} --to miss`"
+        )
 
 
 def _require_its_base(model: nn.Module, folder: Path) -> None:

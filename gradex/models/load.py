@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,13 @@ def _raw_config(spec: BaseSpec) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
     return PreTrainedConfig.get_config_dict(spec.source)[0]
+
+
+def stored_dtype(spec: BaseSpec) -> BaseSpec:
+    """The same base in the dtype that its files have, float32 where that is none of ours."""
+    _check_folder(spec)
+    name = str(_load_config(spec).dtype).removeprefix("torch.")
+    return replace(spec, dtype=name if name in DTYPES else "float32")
 
 
 def _load_model(spec: BaseSpec, config, family: Family, labels: Sequence[str] | None) -> nn.Module:

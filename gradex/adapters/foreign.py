@@ -1,0 +1,94 @@
+"""Adapters that peft trained on a residual: carried home with the adapter that they began as.
+
+    W = residual + s B0 A0,      trained elsewhere: residual + s B A
+
+peft's PiSSA, OLoRA, CorDA and LoRA-GA change the base below the adapter. A folder of one of them
+holds A and B alone, which mean nothing on the base as it was; the folder of the adapter that the
+training began with holds A0 and B0.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gradex.adapters.folder import HALVES, SETTINGS, SETTINGS_OF, WEIGHTS, require_adapter
+from gradex.adapters.residual import base_weight, lora_layers, take_out
+from gradex.errors import GradexError
+from gradex.models.load import Base
+from gradex.records import read_json
+
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+SCALE = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+LEFT = 0.05  # of the part that was taken out: less is rounding
+
+
+def require_own_base(adapter: Path) -> None:
+    """Refuse an adapter whose base is not the one that its training was begun from."""
+    init = _settings(adapter).get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(CHANGE_THE_BASE):
+        raise GradexError(
+            f"{adapter}: its init_lora_weights is {init}, which changes the base below the adapter;"
+            " on the base as it was it needs the adapter that it began as: say gradex convert "
+            "--initial DIR"
+        )
+
+
+def load_on_residual(base: Base, adapter: Path, initial: Path) -> nn.Module:
+    """The base, with what the training took out of it taken out, and the trained adapter on it."""
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    _require_pair(adapter, initial)
+    trained, begun = load_file(adapter / WEIGHTS), load_file(initial / WEIGHTS)
+    settings = _settings(adapter) | {
+        "init_lora_weights": True,
+        "inference_mode": False,
+        "base_model_name_or_path": None,  # which peft would hold against where this base lies
+    }
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = get_peft_model(base.model, PeftConfig.from_peft_type(**settings))
+        for name, layer in lora_layers(model):
+            a, b = begun[f"{name}.lora_A.weight"], begun[f"{name}.lora_B.weight"]
+            _require_whole(layer, b, a, name=name)
+            take_out(layer, a, b)
+        set_peft_model_state_dict(model, trained)
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise GradexError(f"{adapter}: does not fit this base model ({first})") from None
+    return model
+
+
+def _require_pair(adapter: Path, initial: Path) -> None:
+    """One adapter at two times of its training."""
+    for folder in (adapter, initial):
+        require_adapter(folder)
+        if (folder / HALVES).exists():
+            raise GradexError(f"{folder}: loads on the base as it was already; leave --initial out")
+    ours, theirs = _settings(adapter), _settings(initial)
+    for key in ("peft_type", *SCALE):
+        if ours.get(key) != theirs.get(key):
+            raise GradexError(
+                f"--initial {initial}: its {key} is {theirs.get(key)}, that of {adapter} is "
+                f"{ours.get(key)}; expected the same adapter before its training"
+            )
+    if ours.get("peft_type") != "LORA" or ours.get("use_dora"):
+        raise GradexError(f"{adapter}: --initial is for plain LoRA adapters; leave it out")
+
+
+def _require_whole(layer: Any, b: Tensor, a: Tensor, *, name: str) -> None:
+    """What was taken out has to be in the base: a residual has nothing left where B0 leads."""
+    weight = base_weight(layer).float()
+    b, a = b.to(weight), a.to(weight)
+    taken = next(iter(layer.scaling.values())) * b.T @ b @ a
+    if (b.T @ weight).norm() < LEFT * taken.norm():
+        raise GradexError(
+            f"--base: of what the adapter began as, nothing is in {name}; this is the residual "
+            "model already, name the model as it was before"
+        )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return read_json(folder / SETTINGS, SETTINGS_OF)
