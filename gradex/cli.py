@@ -22,6 +22,7 @@ STAGES = {
     "finetune": "fine-tune the base model on a selection",
     "reduce": "keep of a trained LoRA only the components that fit the base",
     "export": "hand a selection to another trainer: its rows and the files to train on them",
+    "convert": "any adapter as a plain LoRA of the original base, old Bone adapters as MiSS",
     "merge": "merge an adapter into its base: a plain model, checked against the two",
     "verify": "true fine-tunes of held-out subsets beside their estimates",
     "report": "one HTML page: the choice, prediction beside truth, how to repeat it",
