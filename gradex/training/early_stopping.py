@@ -73,8 +73,8 @@ class SelectLoss(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, module: FineTuner) -> None:
         if self.looking.patience and is_adalora(module.model):
             raise GradexError(
-                "--early_stopping: AdaLoRA deals out its ranks over all of --max_steps, and what it "
-                "has before their end is more than it may keep; leave it out"
+                "--early_stopping: AdaLoRA deals out its ranks over all of --max_steps, and what "
+                "it has before their end is more than it may keep; leave it out"
             )
         trainer.should_stop = self.is_over
 
