@@ -97,8 +97,8 @@ class Config(TrainArguments, TrustArguments):
             require_one_device(self, "each adapter of an ensemble is trained on one device")
             alone = ("selection", "mixer", "num_train_epochs", "mask", "save_init", "report_to")
             require_left_out(
-                self, (*alone, *LOOKS), "found beside --ensemble, which trains all its adapters for the same --max_steps "
-                "on the sources of its groups; leave one of them out",
+                self, (*alone, *LOOKS), "found beside --ensemble, which trains all its adapters "
+                "for the same --max_steps on the sources of its groups; leave one of them out",
             )  # fmt: skip
 
 
