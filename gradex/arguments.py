@@ -118,7 +118,8 @@ class TrainArguments:
     )
     peft_config: str | None = option(
         None,
-        "a config of peft's, for adapters that are no --adapter: a JSON file, or its content; default: none",
+        "a config of peft's, for adapters that are no --adapter: a JSON file, or its content; "
+        "default: none",
     )
     calib_source: str | None = option(
         None, "the source whose rows an adapter begins from, where its kind reads some; default: "
