@@ -542,6 +542,8 @@ def test_an_output_dir_that_exists(refused, model, made):
         ("verify", ["--store", made.store, "--num_subsets", "1"]),
         ("report", ["--selection", made.chosen]),
         ("pipeline", train),
+        ("merge", ["--adapter", made.meta]),
+        ("convert", ["--adapter", made.meta]),
     ):
         says = ["--output_dir taken", "exists already", "name another"]
         refused(stage, *words, "--output_dir", "taken", says=says)
@@ -584,6 +586,8 @@ def test_nothing_was_run_before(refused):
     refused("verify", says=["no finished run of project", "gradex.project"])
     refused("finetune", says=["no finished run of select_sources"])
     refused("report", says=["no finished run of select_sources"])
+    refused("merge", says=["no finished run of finetune"])
+    refused("convert", says=["no finished run of finetune"])
 
 
 def test_a_run_of_another_stage(refused, made):

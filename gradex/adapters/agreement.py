@@ -36,8 +36,7 @@ class Agreement:
         )
 
     def require(self, what: str) -> None:
-        """NaN is no agreement either."""
-        if not self.difference <= self.allowed:
+        if self.difference > self.allowed:
             raise GradexError(
                 f"{what}: the logits differ by {self.difference:.2g} from those of the adapter on "
                 f"its base, at most {self.allowed:.2g} was expected; nothing is kept of it"
@@ -61,14 +60,18 @@ def probe(base: Base, *, seed: int = 0) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def answers(model: nn.Module, inputs: Mapping[str, Tensor]) -> Float[Tensor, "..."]:
-    """The model's logits, without dropout."""
-    return model.eval()(**inputs).logits.float().cpu()
+def answers(model: nn.Module, inputs: Mapping[str, Tensor], *, of: object) -> Float[Tensor, "..."]:
+    """The model's logits, without dropout; `of` names the model in an error."""
+    logits = model.eval()(**inputs).logits.float().cpu()
+    if not logits.isfinite().all():
+        raise GradexError(f"{of}: its logits are not finite; there is a NaN in its weights")
+    return logits
 
 
 def compare(found: Tensor, wanted: Tensor, plain: Tensor, *, dtype: str) -> Agreement:
     """Logits of the new form, of the adapter on its base, and of the base alone."""
-    relative = max(TOLERANCE, LAST_BITS * torch.finfo(DTYPES[dtype]).eps * (dtype != "float32"))
+    rounding = 0.0 if dtype == "float32" else LAST_BITS * torch.finfo(DTYPES[dtype]).eps
+    relative = max(TOLERANCE, rounding)
     return Agreement(
         difference=float((found - wanted).abs().max()),
         allowed=relative * max(1.0, float(wanted.abs().max())),

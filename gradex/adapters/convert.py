@@ -57,19 +57,13 @@ def write_lora(
     labels = class_names_of(adapter)
     base = on_best_device(load_base(spec, labels=labels))
     inputs = probe(base)
-    plain = answers(base.model, inputs)
+    plain = answers(base.model, inputs, of=spec.path)
     model = _with_adapter(base, adapter, initial)
-    wanted = answers(model, inputs)
-    kind = model.peft_config[ADAPTER].peft_type.value
-    cuts = {name: cut for name, cut in _cuts(model, kind, target) if cut.factors.rank}
-    if not cuts:
-        raise GradexError(f"{adapter}: the adapter changes nothing; there is no LoRA to write")
-    settings = _settings(adapter, model, {name: cut.factors for name, cut in cuts.items()})
-    extra = _other_tensors(adapter, model)
-    _write(folder, settings, cuts, extra)
+    wanted = answers(model, inputs, of=adapter)
+    cuts = _write(model, adapter, folder, target)
     del base, model  # two models at once need not fit
     again = on_best_device(load_base(spec, labels=labels))
-    found = answers(load_all(again, {ADAPTER: folder}), inputs)
+    found = answers(load_all(again, {ADAPTER: folder}), inputs, of=folder)
     agreement = compare(found, wanted, plain, dtype=spec.dtype)
     if target.is_exact:
         agreement.require(f"{adapter}: as a LoRA")
@@ -113,7 +107,27 @@ def _with_adapter(base: Base, adapter: Path, initial: Path | None) -> nn.Module:
     return load(base, adapter)
 
 
-def _cuts(model: nn.Module, kind: str, target: Target) -> Iterator[tuple[str, Cut]]:
+def _write(model: nn.Module, adapter: Path, folder: Path, target: Target) -> dict[str, Cut]:
+    """The folder of the LoRA; returns layer -> its update, those that are zero left out."""
+    cuts = {name: cut for name, cut in _cuts(model, target) if cut.factors.rank}
+    if not cuts:
+        raise GradexError(f"{adapter}: the adapter changes nothing; there is no LoRA to write")
+    tensors = _other_tensors(adapter, model)
+    for name, cut in cuts.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = _stored(cut.factors.a)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = _stored(cut.factors.b)
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    layers = {name: cut.factors for name, cut in cuts.items()}
+    write_json(folder / SETTINGS, _settings(adapter, model, layers))
+    return cuts
+
+
+def _stored(factor: Tensor) -> Tensor:
+    return factor.detach().to("cpu", torch.float32).contiguous()
+
+
+def _cuts(model: nn.Module, target: Target) -> Iterator[tuple[str, Cut]]:
+    kind = model.peft_config[ADAPTER].peft_type.value
     found = list(adapted_layers(model))
     if not found:
         raise GradexError(
@@ -201,18 +215,6 @@ def _other_tensors(adapter: Path, model: nn.Module) -> dict[str, Tensor]:
         for key, tensor in load_file(adapter / WEIGHTS).items()
         if set(saved) & set(key.split(".")) and not key.startswith(tuple(f"{n}." for n in names))
     }
-
-
-def _write(
-    folder: Path, settings: dict[str, Any], cuts: Mapping[str, Cut], extra: Mapping[str, Tensor]
-) -> None:
-    tensors = dict(extra)
-    for name, cut in cuts.items():
-        a, b = (tensor.detach().cpu().contiguous() for tensor in (cut.factors.a, cut.factors.b))
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = a.to(torch.float32)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = b.to(torch.float32)
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    write_json(folder / SETTINGS, settings)
 
 
 def _size(folder: Path) -> int:

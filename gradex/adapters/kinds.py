@@ -50,7 +50,8 @@ class Option:
 class Kind:
     """`reads_rows`: the start is computed from calibration rows. `from_base`: the adapter begins
     from a part of the base's weights, which are residuals then. `learns_b`: there is a matrix B
-    that LoRA+ can give a larger step."""
+    that LoRA+ can give a larger step. `fits` refuses a spec that the layers of the model, by their
+    shapes, cannot be adapted with."""
 
     about: str
     config: Config

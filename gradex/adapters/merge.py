@@ -28,14 +28,14 @@ def write_merged(spec: BaseSpec, adapter: Path, folder: Path) -> Agreement:
     adapter on its base; an error where they differ."""
     base = on_best_device(load_base(spec, labels=class_names_of(adapter)))
     inputs = probe(base)
-    plain = answers(base.model, inputs)
+    plain = answers(base.model, inputs, of=spec.path)
     model = with_adapter(base, adapter)
-    wanted = answers(model, inputs)
+    wanted = answers(model, inputs, of=adapter)
     merged(model, adapter).save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     del base, model  # two models at once need not fit
     again = on_best_device(load_base(BaseSpec(str(folder), dtype=spec.dtype)))
-    agreement = compare(answers(again.model, inputs), wanted, plain, dtype=spec.dtype)
+    agreement = compare(answers(again.model, inputs, of=folder), wanted, plain, dtype=spec.dtype)
     agreement.require(f"{adapter}: the merged model")
     return agreement
 

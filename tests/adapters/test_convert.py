@@ -8,7 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from trained_adapters import (
     FAMILIES,
     PAIRS,
@@ -230,3 +230,24 @@ def test_a_conversion_that_differs_is_not_left_behind(model_folder, toy_batch, m
     with pytest.raises(GradexError, match="a: as a LoRA: the logits differ by"):
         converted(model_folder("llama"), output_dir="out")
     assert not Path("out").exists() and not Path("out.part").exists()
+
+
+@pytest.mark.parametrize("more", [{}, {"rank": 2}])
+def test_a_broken_adapter_is_refused(model_folder, toy_batch, more):
+    make_trained(Path("a"), model_folder("llama"), "lora", toy_batch("causal")[1])
+    tensors = load_file(file := Path("a", folders.WEIGHTS))
+    save_file({key: tensor * torch.nan for key, tensor in tensors.items()}, file)
+    with pytest.raises(GradexError, match="a: its logits are not finite"):
+        converted(model_folder("llama"), **more)
+
+
+@pytest.mark.parametrize("kind", ["milora", "bone", "vera"])
+def test_a_base_in_bfloat16(model_folder, toy_batch, kind):
+    """The update is not rounded to the base's dtype: it is that of the base's own weights."""
+    place = Path("half")
+    base = load_base(BaseSpec(str(model_folder("llama")), dtype="bfloat16"))
+    base.model.save_pretrained(place)
+    base.tokenizer.save_pretrained(place)
+    trained = make_trained(Path("a"), place, kind, toy_batch("causal")[1])
+    alone = by_peft_alone(place, converted(place))
+    torch.testing.assert_close(logits(alone), logits(trained), rtol=0, atol=1e-4)
