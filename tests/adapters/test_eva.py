@@ -10,6 +10,7 @@ from gradex.adapters.attach import attach
 from gradex.adapters.beginning import Beginning
 from gradex.adapters.eva import Components, deal_out, input_components
 from gradex.adapters.folder import export, load
+from gradex.adapters.kinds import parse_options
 from gradex.adapters.residual import ADAPTER, lora_layers
 from gradex.adapters.spec import AdapterSpec
 from gradex.errors import GradexError
@@ -174,3 +175,9 @@ def test_it_agrees_with_peft_where_peft_can(base, toy_batch):
     for name, layer in lora_layers(ours):
         a, b = (x.lora_A[ADAPTER].weight.detach() for x in (layer, theirs[name]))
         assert torch.linalg.svdvals(a @ b.T).min() > 0.99
+
+
+@pytest.mark.parametrize("word", ["rho=0.9", "rho=nan", "rho=inf", "rho=much", "rho"])
+def test_a_share_that_cannot_be_is_refused(word):
+    with pytest.raises(GradexError, match=r"--adapter_args rho.*expected rho=FLOAT \(at least 1\)"):
+        parse_options("eva", [word])

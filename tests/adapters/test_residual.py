@@ -148,6 +148,14 @@ def test_a_base_in_another_precision_is_the_same_base(base, toy_batch, tmp_path)
         torch.testing.assert_close(found, losses(trained, batch).float(), rtol=0, atol=0.05)
 
 
+def test_marks_are_of_all_columns():
+    weight = torch.zeros(256, 1024)
+    for column in (0, 1, 500, 1023):
+        other = weight.clone()
+        other[:, column] = 1
+        assert mark(other) != mark(weight)
+
+
 def test_marks_see_small_changes_and_no_dtype():
     weight = torch.randn(60, 50, generator=torch.Generator().manual_seed(0))
     assert mark(weight) == mark(weight.bfloat16()) == mark(weight.double())
