@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradex import runs
+from gradex.adapters.adalora import kept_ranks
 from gradex.adapters.folder import export
 from gradex.adapters.initial import initial_folder
 from gradex.arguments import (
@@ -36,6 +37,7 @@ from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
 from gradex.reporting.ensembles import write_ensemble_csv
 from gradex.reporting.outcomes import outcome
+from gradex.reporting.ranks import rank_lines
 from gradex.reporting.shares import write_shares
 from gradex.selection.choice import Selection
 from gradex.selection.chosen import read_chosen
@@ -176,6 +178,7 @@ def _results(
         "shares": tuned.shares,
         "steps": len(tuned.losses),
         "kept_step": tuned.kept_step,
+        "ranks": kept_ranks(tuned.model),
         "rows": {name: len(ids) for name, ids in selection.rows.items()},
         "n_sources": selection.n_sources,
         "store": selection.store,
@@ -224,6 +227,8 @@ def _tell(results: Mapping[str, Any]) -> None:
             "%s: test %s; the base model: %s", name, _told(measured["tuned"]),
             _told(measured["base"]),
         )  # fmt: skip
+    for line in rank_lines(results["ranks"]):
+        log.info("%s", line)
 
 
 def _told(scores: dict[str, float]) -> str:

@@ -8,10 +8,12 @@ Two earlier points are kept on the way, in points/<step>/, for estimates average
 The settings it resolves (data, model, recipe) are those that the later stages repeat.
 """
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gradex import runs
+from gradex.adapters.adalora import kept_ranks
 from gradex.adapters.folder import export
 from gradex.adapters.initial import initial_folder
 from gradex.arguments import (
@@ -29,6 +31,7 @@ from gradex.data.sources import Sources
 from gradex.models.load import DEMO
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
+from gradex.reporting.ranks import rank_lines
 from gradex.training.begin import start_examples
 from gradex.training.early_stopping import SelectLoss, looking
 from gradex.training.fit import fit
@@ -36,6 +39,7 @@ from gradex.training.loggers import require_loggers
 from gradex.training.prepare import load_base_and_encoder, select_examples, training_examples
 from gradex.training.recipe import make_recipe, require_effect, with_steps
 
+log = logging.getLogger(__name__)
 EARLY = (0.1, 0.3)  # shares of the steps after which the adapter is kept
 
 
@@ -100,6 +104,8 @@ def _train(config: Config, sources: Sources, run: runs.Run) -> None:
     record = {"sources": sources.record(), "notes": list(sources.notes), "unusable": bad}
     write_json(run.part / "sources.json", record)
     write_json(run.part / "curve.json", {"loss": losses})
+    for line in rank_lines(kept_ranks(model)):
+        log.info("%s", line)
 
 
 def early_steps(max_steps: int) -> list[int]:

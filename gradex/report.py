@@ -114,6 +114,7 @@ def _content(
         },
         "ensemble": ensemble and ensemble[1],
         "sources": [_source_row(store, name, selection, record) for name in store.sources],
+        "ranks": _ranks([results for _, results in tunes if _kind(selection, results) == CHOSEN]),
         "curves": _curves(meta, [p for p, t in tunes if _kind(selection, t) == CHOSEN]),
         "warnings": record.get("notes", []),
         "stages": [_stage(path) for path in stages if path],
@@ -223,6 +224,11 @@ def _curves(meta: Path | None, tunes: Sequence[Path]) -> list[dict[str, Any]]:
         losses = read_json(folder / "curve.json", "a loss curve")["loss"]
         curves.append({"name": name, "steps": list(range(1, len(losses) + 1)), "loss": losses})
     return curves
+
+
+def _ranks(tunes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What AdaLoRA left to each layer in the first of the fine-tunes on this choice."""
+    return tunes[0].get("ranks", {}) if tunes else {}
 
 
 def _stage(folder: Path) -> dict[str, Any]:

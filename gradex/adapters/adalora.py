@@ -42,10 +42,13 @@ def is_adalora(model: nn.Module) -> bool:
     return config is not None and config.peft_type == "ADALORA"
 
 
-def kept_ranks(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Layer -> how many triplets it keeps, and how many it began with; of AdaLoRA alone."""
+def kept_ranks(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Layer -> how many triplets it has `kept`, and `of` how many; empty for other kinds."""
     return {
-        name: (int((layer.lora_E[ADAPTER] != 0).sum()), int(layer.ranknum[ADAPTER]))
+        name: {
+            "kept": int((layer.lora_E[ADAPTER] != 0).sum()),
+            "of": model.peft_config[ADAPTER].init_r,
+        }
         for name, layer in svd_layers(model)
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
-from gradex.reporting import ensembles, figures, paths, quantities, sentences, tables
+from gradex.reporting import ensembles, figures, paths, quantities, ranks, sentences, tables
 
 TEMPLATE = "report.html.jinja"
 MOST_PANELS = 12
@@ -94,6 +94,7 @@ def _evidence(report: dict) -> dict:
         **_selection(report.get("selection") or {}),
         **_sources(report),
         "curves": Markup(figures.training_curves(report.get("curves") or [])),
+        "ranks": ranks.rank_table(report.get("ranks") or {}),
         "commands": "\n".join(stage["command"] for stage in stages if stage.get("command")),
         "warnings": warnings[:MOST_WARNINGS],
         "warnings_left_out": len(warnings[MOST_WARNINGS:]),

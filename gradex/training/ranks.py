@@ -1,5 +1,6 @@
 """AdaLoRA while training: its budget is dealt out after every optimizer step."""
 
+import logging
 from typing import Any
 
 import lightning.pytorch as pl
@@ -7,6 +8,8 @@ from torch import nn
 
 from gradex.adapters.adalora import Allocator, is_adalora
 from gradex.progress import say_once
+
+log = logging.getLogger(__name__)
 
 
 def rank_callbacks(model: nn.Module, *, steps: int, is_new: bool) -> list[pl.Callback]:
@@ -50,3 +53,11 @@ class AllocateRanks(pl.Callback):
         if trainer.global_step > self.done:  # and not one batch more of the same step
             self.done = trainer.global_step
             self.allocator.after_step(self.done)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        settled = self.allocator.budget.settled
+        if self.done < settled:
+            log.warning(
+                "AdaLoRA: training ended after %d steps, before step %d, at which ranks are "
+                "settled; layers keep more than --lora_r", self.done, settled,
+            )  # fmt: skip

@@ -43,7 +43,7 @@ def train_step(model, optimizer, batch):
 
 
 def nonzero(model) -> int:
-    return sum(kept for kept, _ in kept_ranks(model).values())
+    return sum(rank["kept"] for rank in kept_ranks(model).values())
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_what_is_saved_is_the_trained_model(base, trained, toy_batch, tmp_path, 
     model, allocator = trained("tinit=2", "tfinal=3", "deltaT=2", until=until)
     export(model, tmp_path / "a", base_path="base", card=None)
     require_same_model(model, tmp_path / "a", base, batch)
-    kept = {name: kept for name, (kept, _) in kept_ranks(model).items()}
+    kept = {name: rank["kept"] for name, rank in kept_ranks(model).items()}
     sizes = {n: len(layer.lora_E[ADAPTER]) for n, layer in svd_layers(load(base(), tmp_path / "a"))}
     grown = until in (1, 3, 5)
     assert sizes == (dict.fromkeys(kept, 3) if grown else kept)
@@ -178,7 +178,7 @@ def lopsided(base, toy_batch, tmp_path):
 
 def test_layers_without_rank_load_again(base, toy_batch, lopsided):
     model, folder = lopsided
-    ranks = [kept for kept, _ in kept_ranks(model).values()]
+    ranks = [rank["kept"] for rank in kept_ranks(model).values()]
     assert 0 in ranks and max(ranks) == 2 and sum(ranks) == len(ranks)
     require_same_model(model, folder, base, toy_batch("causal")[1])
 

@@ -118,6 +118,7 @@ def report() -> dict:
 def full_report(report: dict) -> dict:
     """Calibrated, and with runs of transfer and trust."""
     report["verify"] |= {"calibrated": True, "anchors": 8}
+    report["ranks"] = {"layers.0.q": {"kept": 2, "of": 3}}
     (target,) = report["verify"]["targets"]
     target["methods"] = copy.deepcopy(METHODS)
     for point, (low, high) in zip(target["points"], INTERVALS, strict=True):
