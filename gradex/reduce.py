@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from gradex import runs
 from gradex.adapters.folder import SETTINGS, WHOLE, fingerprint, load_all
 from gradex.adapters.norm import Method, Rule, Search
@@ -23,11 +25,12 @@ from gradex.arguments import TrustArguments
 from gradex.config import (
     main,
     option,
+    read_yaml,
     require_fraction,
     require_not_negative,
     require_positive,
 )
-from gradex.data.tokens import Encoder
+from gradex.data.tokens import Encoder, Family
 from gradex.errors import GradexError, unknown
 from gradex.models.encoding import on_best_device
 from gradex.models.load import Base, BaseSpec, base_spec, load_base
@@ -111,14 +114,12 @@ def reduce(config: Config) -> Path:
             model, folder, out, rule=config.rule, scale=config.scale, seed=config.seed
         )
         _tell(layers, config)
-        # The base as it was, and on it the folder as whoever loads it will find it.
-        base = replace(base, model=model.unload())
-        reduced = load_all(base, {ADAPTER: out})
+        # On the base as it was, the folder as whoever loads it will find it.
+        reduced = load_all(replace(base, model=model.unload()), {ADAPTER: out})
         results = _results(layers, config, tune)
         if tune and encoder:
-            scores = test_scores(reduced, tune.chosen.sources, encoder, [*tune.results["targets"]])
-            results |= _measured(scores, tune)
-            write_text(out / "README.md", _card(results, spec, base, made))
+            results |= _measured(reduced, encoder, tune)
+            write_text(out / "README.md", _card(results, spec, base.family, made))
         write_csv(made.part / "layers.csv", [*results["layers"][0]], _lines(layers))
         write_json(made.part / "results.json", results)
     return made.path
@@ -136,9 +137,10 @@ def _place(named: str | None) -> tuple[Path, Path | None]:
         )
     if not (folder / SETTINGS).exists() and not (folder / WHOLE).is_file():
         raise GradexError(f"--adapter {place}: not an adapter folder (it has no {SETTINGS})")
-    run = folder.parent
-    of_run = folder.name == "adapter" and (run / "results.json").is_file()
-    return folder, run if of_run and (run / "config.yaml").is_file() else None
+    run, tuned = folder.parent, False
+    if folder.name == "adapter" and (run / "config.yaml").is_file():
+        tuned = read_yaml(run / "config.yaml").get("stage") == "finetune"
+    return folder, run if tuned else None
 
 
 def _fine_tune(run: Path, config: Config) -> FineTune:
@@ -198,9 +200,10 @@ def _lines(layers: Sequence[ReducedLayer]) -> list[list[Any]]:
     return [[str(value) if isinstance(value, int) else value for value in line] for line in values]
 
 
-def _measured(scores: Mapping[str, dict[str, float]], tune: FineTune) -> dict[str, Any]:
+def _measured(model: nn.Module, encoder: Encoder, tune: FineTune) -> dict[str, Any]:
     """Every target's scores, those of the base and of the unreduced adapter as finetune has
     measured them."""
+    scores = test_scores(model, tune.chosen.sources, encoder, [*tune.results["targets"]])
     both = {
         name: measured | {"reduced": scores[name]}
         for name, measured in tune.results["targets"].items()
@@ -226,12 +229,12 @@ def _tell(layers: Sequence[ReducedLayer], config: Config) -> None:
         log.info("--scale authors: the update is B A without alpha / rank, as it is published")
 
 
-def _card(results: Mapping[str, Any], spec: BaseSpec, base: Base, run: runs.Run) -> str:
+def _card(results: Mapping[str, Any], spec: BaseSpec, family: Family, run: runs.Run) -> str:
     count = len(results["selected"])
     named = {"base model": "base", "unreduced adapter": "tuned", "this adapter": "reduced"}
     return adapter_card(
         base=spec.path,
-        family=base.family,
+        family=family,
         target=results["target"],
         selected=results["selected"],
         method=results["method"],

@@ -112,6 +112,13 @@ def test_a_bare_folder_is_reduced_alike_and_not_measured(workspace):
     assert (run / name).read_bytes() == (max(Path("runs/reduce").iterdir()) / name).read_bytes()
 
 
+def test_what_was_reduced_is_reduced_again(workspace):
+    first = results_of(reduce(Config(output_dir="first")))
+    again = results_of(reduce(Config(adapter="first", range_start=10)))
+    assert [line["rank"] for line in again["layers"]] == [line["kept"] for line in first["layers"]]
+    assert again["run"] is None
+
+
 @pytest.mark.parametrize("flags", [{"search": "random"}, {"select_method": "random"}])
 def test_what_is_random_is_the_seeds(workspace, flags):
     layers = [results_of(reduce(Config(**flags, seed=seed)))["layers"] for seed in (0, 0, 1)]

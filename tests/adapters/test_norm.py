@@ -235,17 +235,25 @@ def test_half_precision_in_and_out():
     assert found.rank == 5
 
 
+SIZES = pytest.mark.parametrize("size", [1, 6])  # of a few vectors, and of many
+
+
+@SIZES
 @pytest.mark.parametrize("shape", [(OUT, IN), (IN, OUT), (IN, IN)])
-def test_the_left_space_is_that_of_a_full_decomposition(shape):
+def test_the_left_space_is_that_of_a_full_decomposition(shape, size):
     weight = drawn(*shape)
-    space = left_space(weight, 6)
-    u = torch.linalg.svd(weight)[0][:, :6]
+    space = left_space(weight, size)
+    u = torch.linalg.svd(weight)[0][:, :size]
     torch.testing.assert_close(space @ space.T, u @ u.T)
-    torch.testing.assert_close(space.T @ space, torch.eye(6).to(space))
+    torch.testing.assert_close(space.T @ space, torch.eye(size).to(space))
 
 
-def test_of_a_weight_of_low_rank_only_its_own_space_counts():
-    assert left_space(weight_of(orthonormal(OUT, 3)), 6).shape == (OUT, 3)
+@SIZES
+@pytest.mark.parametrize("rows", [100, 160])
+def test_of_a_weight_of_low_rank_only_its_own_space_counts(rows, size):
+    weight = orthonormal(rows, 3) @ drawn(3, 120)
+    for one in (weight, 1e-3 * weight):
+        assert left_space(one, size).shape == (rows, min(3, size))
 
 
 def test_a_weight_without_a_space_is_refused():
