@@ -294,6 +294,7 @@ BAD_TRAINING_FLAGS = [
     *((name, value, "above 0") for name in (
         "max_steps", "learning_rate", "num_train_epochs", "per_device_train_batch_size",
         "gradient_accumulation_steps", "lora_r", "lora_alpha", "max_length", "num_nodes",
+        "loraplus_ratio",
     ) for value in ("0", "-1")),
     *((name, "-1", "0") for name in ("lora_dropout", "weight_decay", "warmup_steps")),
     *(("held_out", value, "at most 1") for value in ("0", "-1", "1.5", "nan")),
@@ -309,6 +310,10 @@ BAD_TRAINING_FLAGS = [
     ("max_steps", "many", "invalid int"),
     ("max_steps", "2.5", "invalid int"),
     ("bf16", "perhaps", "yes/no"),
+    ("optimizer", "adamm", "known are: adamw, sgd, adamp"),
+    ("optimizer_args", "beta=1", "known are: betas"),
+    ("lr_scheduler_type", "cosinus", "known are: linear, cosine"),
+    ("warmup_steps", "100", "--max_steps"),
     ("lora_target_modules", "gone", "q_proj"),
     ("precision", "foo", "32-true"),
     ("strategy", "foo", "auto"),

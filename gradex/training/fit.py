@@ -60,6 +60,7 @@ def fit(
     looks at select rows) is in `beside`; it comes first at the end of each.
     A new adapter whose kind reads rows begins from those of `start_from`, or of the examples.
     What training begins with is written to `save_init`, unless a run that broke off has done so.
+    Optimizers that project their steps tell how often, in `folder`/projected.csv.
     """
     if not examples:
         raise GradexError(f"{name}: no row to train on")

@@ -9,9 +9,11 @@ later steps smaller. It can matter where whole normalised layers are trained (`-
 heads that normalise their weights, and in matrices that are directions as those of DoRA.
 
 The matrices of plain LoRA are no such weights. With these, AdamP is AdamW plus projections by
-chance: in high dimensions |cos| sqrt(dim) of random vectors is that of a normal number, which is
-below the default delta = 0.1 in 8 % of steps. A matrix of zeros, as B at first, counts as projected
-though there is nothing to take out.
+chance: of random vectors in many dims, |cos| sqrt(dim) is the size of a normal number, and below
+the default delta = 0.1 in 8 % of steps. Gradients of a training point along their weights more
+than random ones do: on the demo model 2.5 to 4.3 % of a step's tensors were projected, and AdamP
+ended as near to AdamW as one seed of it to the next. A matrix of zeros, as B at first, counts as
+projected though there is nothing to take out.
 """
 
 import logging
