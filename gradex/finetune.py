@@ -213,6 +213,9 @@ def _write(tuned: Tuned, results: dict[str, Any], run: runs.Run) -> None:
         ],
         command=run.command,
         versions=runs.versions(),
+        recipe=tuned.recipe,
+        folder=str(run.path / "adapter"),
+        kept_step=tuned.kept_step,
     )
     export(tuned.model, run.part / "adapter", base_path=base.source, card=card)
 

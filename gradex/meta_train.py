@@ -99,6 +99,9 @@ def _train(config: Config, sources: Sources, run: runs.Run) -> None:
         results=[],
         command=run.command,
         versions=runs.versions(),
+        recipe=recipe,
+        folder=str(run.path / "adapter"),
+        kept_step=beside[0].kept_step if beside else None,
     )
     export(model, run.part / "adapter", base_path=recipe.base.source, card=card)
     record = {"sources": sources.record(), "notes": list(sources.notes), "unusable": bad}

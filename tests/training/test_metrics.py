@@ -17,6 +17,7 @@ from gradex.training.fit import fit
 from gradex.training.loggers import require_loggers
 from gradex.training.metrics import as_csv
 from gradex.training.module import FineTuner
+from gradex.training.optimizers import OptimizerSpec
 from gradex.training.recipe import Recipe
 from tests.conftest import skill_rows
 
@@ -66,9 +67,14 @@ def test_a_line_for_every_step(train, accumulate):
     losses, lines = train("a", accumulate=accumulate)
     assert [int(line["step"]) for line in lines] == list(range(1, STEPS + 1))
     assert [float(line["loss"]) for line in lines] == pytest.approx(losses, rel=1e-5)
-    rates = [0.5, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]  # of two steps of warm-up
+    rates = [0, 0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]  # of two steps of warm-up
     assert [float(line["learning_rate"]) / 1e-2 for line in lines] == pytest.approx(rates, rel=1e-4)
     assert [line["square"] for line in lines] == ["", "1", "", "9", "", "25", "", "49"]
+
+
+def test_adamp_has_a_column_of_its_own(train):
+    _, lines = train("a", optimizer=OptimizerSpec("adamp"))
+    assert all(0 <= float(line["projected_fraction"]) <= 1 for line in lines)
 
 
 @pytest.mark.parametrize("dies_at", [1, 5])
