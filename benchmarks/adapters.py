@@ -37,7 +37,7 @@ from gradex.models.scoring import row_losses
 from gradex.select_sources import Config as SelectConfig
 from gradex.select_sources import select_sources
 from gradex.selection.chosen import read_chosen
-from gradex.training.begin import start_examples
+from gradex.training.begin import Start, start_examples
 from gradex.training.fit import fit
 from gradex.training.prepare import load_base_and_encoder, test_scores, training_examples
 from gradex.training.recipe import make_recipe
@@ -152,7 +152,7 @@ def _train(spec: AdapterSpec, rate: float, *, seed: int) -> Trained:
     before, began = _old_loss(base.model, encoder), time.perf_counter()
     model, _ = fit(
         recipe, base, examples=examples, encoder=encoder, folder=Path("none"), name=spec.kind,
-        start_from=start_examples(KEPT_BY.get(spec.kind), encoder, chosen.sources),
+        start=Start(rows=start_examples(KEPT_BY.get(spec.kind), encoder, chosen.sources)),
     )  # fmt: skip
     seconds = time.perf_counter() - began
     shutil.rmtree("none", ignore_errors=True)

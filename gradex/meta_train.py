@@ -32,7 +32,7 @@ from gradex.models.load import DEMO
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
 from gradex.reporting.ranks import rank_lines
-from gradex.training.begin import start_examples
+from gradex.training.begin import Start, start_examples
 from gradex.training.early_stopping import SelectLoss, looking
 from gradex.training.fit import fit
 from gradex.training.loggers import require_loggers
@@ -85,8 +85,7 @@ def _train(config: Config, sources: Sources, run: runs.Run) -> None:
         folder=run.part,
         name="meta-training",
         keep_at=early_steps(recipe.max_steps),
-        start_from=start_examples(recipe.start_source, encoder, sources),
-        save_init=save_init,
+        start=Start(rows=start_examples(recipe.start_source, encoder, sources), save_to=save_init),
         beside=beside,
         report_to=config.report_to or (),
     )

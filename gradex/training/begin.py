@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from gradex import runs
 from gradex.adapters.attach import attach
 from gradex.adapters.folder import export, load
+from gradex.adapters.initial import save_initial
 from gradex.adapters.kinds import kind_of
 from gradex.data.sources import Sources
 from gradex.data.tokens import Batch, Encoder, Example, token_batches
@@ -22,12 +24,40 @@ from gradex.training.prepare import source_examples
 from gradex.training.recipe import Recipe
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins: with the adapter in a folder, or with a new one of the recipe, which
+    may be computed from `rows` (by default those that are trained on) and is written to `save_to`,
+    unless a run that broke off has done so."""
+
+    adapter: Path | None = None
+    rows: Sequence[Example] | None = None
+    save_to: Path | None = None
+
+
 def begin(
+    recipe: Recipe,
+    base: Base,
+    *,
+    start: Start,
+    examples: Sequence[Example],
+    encoder: Encoder,
+    folder: Path,
+) -> nn.Module:
+    """The model to train, with the adapter that `start` says."""
+    if start.adapter is not None:
+        return load(base, start.adapter)
+    model = _new_adapter(recipe, base, start.rows or examples, encoder, folder=folder)
+    if start.save_to is not None and not (start.save_to.exists() or runs.is_follower()):
+        save_initial(model, start.save_to, tokenizer=base.tokenizer, base_path=recipe.base.source)
+    return model
+
+
+def _new_adapter(
     recipe: Recipe, base: Base, rows: Sequence[Example], encoder: Encoder, *, folder: Path
 ) -> nn.Module:
-    """A new adapter on the base. One that was computed, from rows or weights, is kept in
-    `folder`/checkpoints/start, so that a training that goes on, on whatever machine, has the very
-    same one."""
+    """One that was computed, from rows or weights, is kept in `folder`/checkpoints/start, so that a
+    training that goes on, on whatever machine, has the very same one."""
     kind = kind_of(recipe.adapter.kind)
     if not (kind.reads_rows or kind.from_base):
         return attach(base, recipe.adapter, seed=recipe.seed, steps=recipe.max_steps)

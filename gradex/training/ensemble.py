@@ -27,7 +27,7 @@ from gradex.models.load import Base, BaseSpec
 from gradex.models.scoring import label_log_probs, score
 from gradex.records import read_json, require_shape, write_json
 from gradex.selection.groups import Groups
-from gradex.training.begin import start_examples
+from gradex.training.begin import Start, start_examples
 from gradex.training.ensemble_weights import Importance, LogProbs, best_weights, mixture_loss
 from gradex.training.fit import fit
 from gradex.training.prepare import load_base_and_encoder, training_examples
@@ -143,7 +143,7 @@ def _train(
     told = f"adapter {name.replace('_', ' ')}"
     model, losses = fit(
         recipe, base, examples=examples, encoder=encoder, folder=checkpoints, name=told,
-        start_from=start_examples(recipe.start_source, encoder, sources),
+        start=Start(rows=start_examples(recipe.start_source, encoder, sources)),
     )  # fmt: skip
     part = place.with_name(f"{name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed here

@@ -13,13 +13,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from gradex import runs
-from gradex.adapters.folder import load
-from gradex.adapters.initial import save_initial
 from gradex.data.tokens import Encoder, Example
 from gradex.errors import GradexError
 from gradex.models.load import Base
-from gradex.training.begin import begin
+from gradex.training.begin import Start, begin
 from gradex.training.callbacks import KeepAdapters, LossCurve
 from gradex.training.loggers import close_loggers, make_loggers
 from gradex.training.metrics import StepMetrics
@@ -31,6 +28,7 @@ from gradex.training.ranks import rank_callbacks
 from gradex.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
+NEW = Start()
 CHECKPOINTS = 10  # about this many are written during a run, each over the one before
 
 
@@ -42,59 +40,59 @@ def fit(
     encoder: Encoder,
     folder: Path,
     name: str,
-    start: Path | None = None,
+    start: Start = NEW,
     keep_at: Sequence[int] = (),
     mixture: Mixture | None = None,
-    start_from: Sequence[Example] | None = None,
-    save_init: Path | None = None,
     beside: Sequence[pl.Callback] = (),
     report_to: Sequence[str] = (),
 ) -> tuple[nn.Module, list[float]]:
     """The trained model (base with adapter, eval mode) and the loss of every optimizer step.
 
-    Training begins with the adapter in the folder `start`, or with a new one of the recipe.
     Checkpoints go to `folder`/checkpoints; where one lies there, training goes on from it. The
     adapter as it is after each of the steps `keep_at` goes to `folder`/points, and the numbers of
     every step to `folder`/metrics.csv and the loggers of `report_to`. Batches are drawn by the
     shares of a `mixture`, where there is one. What else there is to do at steps (mixers, masks,
     looks at select rows) is in `beside`; it comes first at the end of each.
-    A new adapter whose kind reads rows begins from those of `start_from`, or of the examples.
-    What training begins with is written to `save_init`, unless a run that broke off has done so.
     Optimizers that project their steps tell how often, in `folder`/projected.csv.
     """
     if not examples:
         raise GradexError(f"{name}: no row to train on")
-    if start:
-        model = load(base, start)
-    else:
-        model = begin(recipe, base, start_from or examples, encoder, folder=folder)
-    if save_init is not None and not (save_init.exists() or runs.is_follower()):
-        source = recipe.base.source
-        save_initial(model, save_init, tokenizer=base.tokenizer, base_path=source)
+    model = begin(recipe, base, start=start, examples=examples, encoder=encoder, folder=folder)
     module = FineTuner(model.train(), recipe, examples=examples, encoder=encoder, mixture=mixture)
-    ranks = rank_callbacks(model, steps=recipe.max_steps, is_new=start is None)
     curve = LossCurve(name, steps=recipe.max_steps)
-    metrics = StepMetrics(curve, folder / "metrics.csv")
-    keeper = KeepAdapters(keep_at, folder, base_path=recipe.base.source)
+    callbacks = [
+        *rank_callbacks(model, steps=recipe.max_steps, is_new=start.adapter is None),
+        *beside,
+        curve,
+        *_counting(recipe, name, folder),
+        StepMetrics(curve, folder / "metrics.csv"),
+        KeepAdapters(keep_at, folder, base_path=recipe.base.source),
+        _saver(recipe, folder),
+    ]
+    last = _checkpoint(folder / "checkpoints" / "step.ckpt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loggers = make_loggers(report_to, folder)
+        trainer = _trainer(recipe, callbacks, loggers)
+        _run(trainer, module, last)
+    close_loggers(loggers)
+    _require_finite(module)
+    return module.model.eval(), curve.losses
+
+
+def _counting(recipe: Recipe, name: str, folder: Path) -> list[pl.Callback]:
     projects = OPTIMIZERS[recipe.optimizer.name].projects
-    watchers = [ProjectedFraction(name, folder)] if projects else []
-    saver = ModelCheckpoint(
+    return [ProjectedFraction(name, folder)] if projects else []
+
+
+def _saver(recipe: Recipe, folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
         dirpath=folder / "checkpoints",
         filename="step",
         every_n_train_steps=max(1, recipe.max_steps // CHECKPOINTS),
         enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
-    last = _checkpoint(folder / "checkpoints" / "step.ckpt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loggers = make_loggers(report_to, folder)
-        callbacks = [*ranks, *beside, curve, *watchers, metrics, keeper, saver]
-        trainer = _trainer(recipe, callbacks, loggers)
-        _run(trainer, module, last)
-    close_loggers(loggers)
-    _require_finite(module)
-    return module.model.eval(), curve.losses
 
 
 def _checkpoint(file: Path) -> Path | None:

@@ -13,7 +13,7 @@ from gradex.errors import GradexError
 from gradex.models.encoding import on_best_device
 from gradex.selection.choice import Selection
 from gradex.selection.shares import Shares
-from gradex.training.begin import start_examples
+from gradex.training.begin import Start, start_examples
 from gradex.training.early_stopping import Looking, SelectLoss
 from gradex.training.fit import fit
 from gradex.training.masking import Masking, Masks
@@ -99,8 +99,7 @@ def tune_selection(
         folder=folder,
         name="fine-tuning",
         mixture=mixture,
-        start_from=start_examples(recipe.start_source, encoder, sources),
-        save_init=save_init,
+        start=Start(rows=start_examples(recipe.start_source, encoder, sources), save_to=save_init),
         beside=[*_masking(beside), *looks, *_mixer(beside.plan, sources, examples, encoder)],
         report_to=beside.report_to,
     )

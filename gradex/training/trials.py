@@ -28,7 +28,7 @@ from gradex.gradients.store import GradientStore
 from gradex.models.encoding import on_best_device
 from gradex.progress import progress
 from gradex.records import read_json, write_json
-from gradex.training.begin import start_examples
+from gradex.training.begin import Start, start_examples
 from gradex.training.fit import fit
 from gradex.training.prepare import load_base_and_encoder, split_scores, training_examples
 from gradex.training.recipe import Recipe, make_recipe
@@ -144,8 +144,9 @@ class Trials:
             encoder=encoder,
             folder=place,
             name="fine-tune",
-            start=self.start,
-            start_from=start_examples(self.recipe.start_source, encoder, self.sources),
+            start=Start(
+                self.start, rows=start_examples(self.recipe.start_source, encoder, self.sources)
+            ),
         )
         model = on_best_device(replace(base, model=model)).model
         scores = split_scores(model, self.sources, encoder, self.targets)

@@ -14,6 +14,7 @@ from gradex.data.formats import to_row
 from gradex.data.tokens import Encoder, collate, encode_all
 from gradex.models.load import BaseSpec, load_base
 from gradex.models.losses import sample_objectives
+from gradex.training.begin import Start
 from gradex.training.fit import fit
 from gradex.training.module import FineTuner
 from gradex.training.recipe import Recipe
@@ -47,7 +48,7 @@ def train(model_folder, new_base, world, tmp_path):
         recipe = {"max_steps": STEPS, "learning_rate": 1e-2, "batch_size": 4} | more
         return fit(
             Recipe(BaseSpec(str(model_folder("llama"))), spec, **recipe), new_base(),
-            examples=examples, encoder=encoder, folder=tmp_path / name, name="t", start=start,
+            examples=examples, encoder=encoder, folder=tmp_path / name, name="t", start=Start(start),
             keep_at=keep_at,
         )  # fmt: skip
 
