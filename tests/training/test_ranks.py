@@ -48,8 +48,8 @@ def train(model_folder, new_base, world, tmp_path):
         recipe = {"max_steps": STEPS, "learning_rate": 1e-2, "batch_size": 4} | more
         return fit(
             Recipe(BaseSpec(str(model_folder("llama"))), spec, **recipe), new_base(),
-            examples=examples, encoder=encoder, folder=tmp_path / name, name="t", start=Start(start),
-            keep_at=keep_at,
+            examples=examples, encoder=encoder, folder=tmp_path / name, name="t",
+            start=Start(start), keep_at=keep_at,
         )  # fmt: skip
 
     return run
