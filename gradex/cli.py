@@ -26,6 +26,7 @@ STAGES = {
     "merge": "merge an adapter into its base: a plain model, checked against the two",
     "verify": "true fine-tunes of held-out subsets beside their estimates",
     "report": "one HTML page: the choice, prediction beside truth, how to repeat it",
+    "decompose": "measure what a model loses with the smallest components of its layers",
     "doctor": "look for what is wrong with a gradient store, or with a model",
     "pipeline": "all stages from meta_train to report, one after the other",
 }

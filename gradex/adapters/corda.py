@@ -16,7 +16,7 @@ identity then holds however ill-conditioned C is, and nothing is divided by F.
 import logging
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gradex.adapters.inits import A_WEIGHT, Split, require_rank
@@ -26,6 +26,7 @@ from gradex.progress import say_once
 DAMPING = 0.01  # of the mean of C's diagonal
 INVERSE_ERROR = 0.05  # the Frobenius norm of F F^-1 - I that is still an inverse
 MOST_DOUBLINGS = 60
+ROUNDING = 1e-7  # of a weight in float32: less than that is none of it
 
 
 def context_svd(
@@ -37,21 +38,23 @@ def context_svd(
     largest: bool,
     where: str = A_WEIGHT,
 ) -> Split:
-    """A, B and the residual, in float32, or in float64 where the weight is."""
+    """A, B and the residual, computed in float64; in float32, or as the weight where it is wider."""
     require_rank(weight, rank, where=where)
-    precise = weight if weight.dtype == torch.float64 else weight.float()
-    u, s = output_components(precise @ damped(covariance.to(precise)))
+    w, scale = weight.double(), alpha / rank
+    u, s = output_components(w @ damped(covariance).double())
     chosen = slice(0, rank) if largest else slice(len(s) - rank, len(s))
-    _warn_of_nothing(s, chosen, weight)
-    u, s, scale = u[:, chosen].contiguous(), s[chosen], alpha / rank
-    part = u.T @ precise
+    u, s = u[:, chosen], s[chosen]
+    part = u.T @ w
+    _warn_of_nothing(part, weight)
     size = (s * scale).sqrt()[:, None]
-    a = torch.where(size > 0, part / size, 0.0)
-    return a, u * (s / scale).sqrt(), precise - u @ part
+    a, b = torch.where(size > 0, part / size, 0.0), u * (s / scale).sqrt()
+    kept = torch.promote_types(weight.dtype, torch.float32)
+    return a.to(kept), b.to(kept), (w - u @ part).to(kept)
 
 
 def damped(covariance: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
-    """F: so much of the identity added, doubled as often as it takes, that it can be inverted."""
+    """F: so much of the identity added, doubled as often as it takes, that it can be inverted in
+    the precision of the covariance, which is float32 as a rule."""
     level = covariance.diagonal().mean()
     if not (torch.isfinite(level) and level > 0):
         raise GradexError(
@@ -68,16 +71,20 @@ def damped(covariance: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
 
 
 def output_components(
-    seen: Float[Tensor, "out in"],
-) -> tuple[Float[Tensor, "out component"], Float[Tensor, " component"]]:
-    """The left singular vectors of a weight as a context sees it, the largest first."""
+    seen: Float64[Tensor, "out in"],
+) -> tuple[Float64[Tensor, "out component"], Float64[Tensor, " component"]]:
+    """The left singular vectors of a weight as a context sees it, the largest first.
+
+    In float64: one input that dwarfs the others, and W F spans more than the digits of float32, in
+    which the smallest components would be nothing but rounding.
+    """
     u, s, _ = torch.linalg.svd(seen, full_matrices=False)
     return u, s
 
 
-def _warn_of_nothing(s: Tensor, chosen: slice, weight: Tensor) -> None:
+def _warn_of_nothing(part: Float64[Tensor, "rank in"], weight: Float[Tensor, "out in"]) -> None:
     """What begins at zero on both sides never learns."""
-    lost = int((s[chosen] <= torch.finfo(s.dtype).eps * s[0]).sum())
+    lost = int((part.norm(dim=1) <= ROUNDING * weight.double().norm()).sum())
     if lost:
         say_once(
             f"a weight of {weight.shape[0]} x {weight.shape[1]} has {lost} components of size zero "

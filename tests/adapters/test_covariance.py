@@ -75,6 +75,32 @@ def test_a_padded_batch_is_its_rows_one_at_a_time(attached, toy_batch, kind, sid
             assert found[name].covariance.dtype == torch.float32
 
 
+def test_the_covariances_are_those_of_the_library(attached, model_folder, toy_batch):
+    """peft reads a row a forward pass, without padding."""
+    corda = pytest.importorskip("peft.tuners.lora.corda", reason="needs attrs")
+    from peft import LoraConfig
+    from peft.tuners.lora.config import CordaConfig
+
+    examples, batch = toy_batch("causal")
+    model, layers = attached("llama")
+    found = collect(model, layers, [batch], "causal")
+    names = sorted({name.split(".")[-1] for name in layers})
+    theirs = load_base(BaseSpec(str(model_folder("llama")))).model
+    settings = CordaConfig(corda_method="ipm", prune_temporary_fields=False)
+    config = LoraConfig(r=2, target_modules=names, init_lora_weights="corda", corda_config=settings)
+
+    def run() -> None:
+        for one in one_by_one(examples, "causal"):
+            theirs(one["input_ids"])
+
+    corda.preprocess_corda(theirs, config, run_model=run)
+    for name, context in found.items():
+        layer = theirs.get_submodule(name.removeprefix("base_model.model."))
+        torch.testing.assert_close(
+            context.covariance, layer.covariance_matrix, rtol=1e-4, atol=1e-5
+        )
+
+
 def test_an_encoder_and_a_decoder_of_one_width_are_told_apart(attached):
     """Texts and labels padded to the same number of tokens, but not the same rows."""
     rng = np.random.default_rng(0)
