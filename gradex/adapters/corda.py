@@ -38,7 +38,7 @@ def context_svd(
     largest: bool,
     where: str = A_WEIGHT,
 ) -> Split:
-    """A, B and the residual, computed in float64; in float32, or as the weight where it is wider."""
+    """A, B and the residual, in float32, or in float64 where the weight is."""
     require_rank(weight, rank, where=where)
     w, scale = weight.double(), alpha / rank
     u, s = output_components(w @ damped(covariance).double())
