@@ -1,6 +1,7 @@
 """What is forgotten when sources are learned one after the other: LoRA beside NoRM, demo world.
 
     python benchmarks/continual.py
+    python benchmarks/continual.py --lora_r 32 --num_seeds 1
 
 The five targets' own sources are learned in three orders that are drawn, 50 steps and a new adapter
 each, which is merged into the base before the next begins: as it is, or reduced. Either also at the
@@ -14,6 +15,7 @@ import shutil
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -107,10 +109,12 @@ class World:
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--num_seeds", type=int, default=3)
-    seeds = range(parser.parse_args().num_seeds)
+    parser.add_argument("--lora_r", type=int, default=DEMO_DEFAULTS["lora_r"])
+    said = parser.parse_args()
+    seeds = range(said.num_seeds)
     logging.disable(logging.WARNING)
-    world = _world()
-    orders = [tuple(np.random.default_rng(seed).permutation(TARGETS).tolist()) for seed in range(3)]
+    world = _world(said.lora_r)
+    orders = _drawn_orders(3)
     chains = {
         label: [_chain(world, way, order, seed=seed) for order in orders for seed in seeds]
         for label, way in WAYS.items()
@@ -120,10 +124,17 @@ def main() -> None:
     say("Exact match in the end, by order", _by_order(orders, chains))
 
 
-def _world() -> World:
+def _drawn_orders(count: int) -> list[tuple[str, ...]]:
+    every = list(permutations(TARGETS))
+    chosen = np.random.default_rng(0).choice(len(every), count, replace=False)
+    return [every[i] for i in chosen]
+
+
+def _world(rank: int) -> World:
     WORK.mkdir(parents=True, exist_ok=True)
     write_world(WORK)
-    settings = asdict(with_defaults(MetaConfig(max_steps=STEPS), DEMO_DEFAULTS))
+    scaled = MetaConfig(max_steps=STEPS, lora_r=rank, lora_alpha=2.0 * rank)
+    settings = asdict(with_defaults(scaled, DEMO_DEFAULTS))
     sources = load_sources([str(WORK / "tasks" / "demo")])
     return World(sources, make_recipe(settings), settings["max_length"])
 
