@@ -29,6 +29,7 @@ REQUIRES = [
     "huggingface_hub>=1.0",  # model cards, data sets on the hub
     "jaxtyping>=0.3",  # shapes in annotations; checked in the tests
 ]
+LOGGERS = ["tensorboard>=2.18", "wandb>=0.19"]  # for --report_to
 DEV = [
     "beartype>=0.20",  # with jaxtyping: checks the shapes while the tests run
     "hypothesis>=6.100",  # laws on drawn inputs
@@ -55,7 +56,7 @@ setup(
         "gradex.reporting": ["*.jinja", "*.css"],
     },
     install_requires=REQUIRES,
-    extras_require={"dev": DEV},
+    extras_require={"dev": DEV, "loggers": LOGGERS},
     entry_points={"console_scripts": ["gradex = gradex.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -16,7 +16,6 @@ from gradex.config import (
     option,
     parse_values,
     require_fraction,
-    require_left_out,
     require_not_negative,
     require_owner,
     require_positive,
@@ -239,6 +238,13 @@ def require_one_device(config: TrainArguments, why: str) -> None:
 LOOKS = ("eval_every", "early_stopping")
 
 
+def require_no_looks(config: TrainArguments, why: str) -> None:
+    """For fine-tunes that are compared with one another."""
+    for name in LOOKS:
+        if getattr(config, name) is not None:
+            raise GradexError(f"--{name}: found {getattr(config, name)}; {why}")
+
+
 @dataclass(frozen=True)
 class TrialArguments(TrainArguments):
     """True fine-tunes of many subsets, which are compared with one another."""
@@ -251,13 +257,12 @@ class TrialArguments(TrainArguments):
     def __post_init__(self):
         TrainArguments.__post_init__(self)
         require_one_device(self, "each of these fine-tunes runs on one device")
-        require_left_out(
-            self, LOOKS, "every subset is trained for the same number of steps; leave it out"
-        )
-        require_left_out(
-            self, ["report_to"], "these are many fine-tunes, each with its own metrics.csv; leave "
-            "it out",
-        )  # fmt: skip
+        require_no_looks(self, "every subset is trained for the same number of steps; leave it out")
+        if self.report_to is not None:
+            raise GradexError(
+                f"--report_to: found {' '.join(self.report_to)}; these are many fine-tunes, and "
+                "each has a metrics.csv of its own; leave it out"
+            )
         if self.num_train_epochs is not None:
             raise GradexError(
                 "--num_train_epochs: every subset is trained for the same number of steps; say "

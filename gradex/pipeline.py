@@ -19,14 +19,14 @@ from typing import Any, Literal
 
 from gradex import calibrate, finetune, meta_train, project, report, runs, select_sources, verify
 from gradex.arguments import (
-    LOOKS,
     DataArguments,
     ModelArguments,
     TrainArguments,
     TrustArguments,
+    require_no_looks,
     require_one_device,
 )
-from gradex.config import main, option, require_left_out, require_not_negative, require_positive
+from gradex.config import main, option, require_not_negative, require_positive
 from gradex.data.recorded import load_data
 from gradex.errors import GradexError
 from gradex.estimate import Config as EstimateConfig
@@ -66,8 +66,7 @@ class Config(TrainArguments, TrustArguments, ModelArguments, DataArguments):
         require_not_negative(self, "verify_subsets")
         _require_enough(self.anchors)
         require_one_device(self, "for several, run its stages one by one")
-        require_left_out(self, LOOKS, "all fine-tunes of a pipeline are compared after the same "
-                         "number of steps; run its stages one by one")  # fmt: skip
+        require_no_looks(self, "a pipeline compares its fine-tunes; run its stages one by one")
 
 
 def _require_enough(anchors: int | None) -> None:

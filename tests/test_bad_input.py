@@ -295,6 +295,7 @@ BAD_TRAINING_FLAGS = [
         "max_steps", "learning_rate", "num_train_epochs", "per_device_train_batch_size",
         "gradient_accumulation_steps", "lora_r", "lora_alpha", "max_length", "num_nodes",
         "loraplus_ratio",
+        "tokens_per_batch", "eval_every", "early_stopping",
     ) for value in ("0", "-1")),
     *((name, "-1", "0") for name in ("lora_dropout", "weight_decay", "warmup_steps")),
     *(("held_out", value, "at most 1") for value in ("0", "-1", "1.5", "nan")),
@@ -321,6 +322,8 @@ BAD_TRAINING_FLAGS = [
     ("devices", "foo", ""),
     ("max_length", "1", ""),
     ("gone", "1", "--learning_rate"),
+    ("tokens_per_batch", "100", "--per_device_train_batch_size"),
+    ("report_to", "foo", "tensorboard, wandb"),
 ]  # fmt: skip
 
 
@@ -368,7 +371,12 @@ BAD_FLAGS = [
     ("pipeline", "num_seeds", "0", "above 0"),
     ("pipeline", "verify_subsets", "-1", ""),
     ("pipeline", "devices", "2", "one by one"),
+    ("pipeline", "early_stopping", "2", "one by one"),
     ("verify", "devices", "2", "one device"),
+    ("verify", "early_stopping", "2", "the same number of steps"),
+    ("calibrate", "eval_every", "2", "the same number of steps"),
+    ("calibrate", "report_to", "wandb", "metrics.csv"),
+    ("finetune", "mask", "gone", "no such file"),
 ]  # fmt: skip
 
 

@@ -261,6 +261,8 @@ def test_rows_that_have_changed(capsys, groups, toy_tasks):
         (["--selection", "chosen"], ["--selection", "beside --ensemble"]),
         (["--devices", "2"], ["--devices", "one device"]),
         (["--num_train_epochs", "2"], ["--num_train_epochs", "--max_steps"]),
+        (["--early_stopping", "2"], ["--early_stopping", "the same --max_steps"]),
+        (["--mask", "file"], ["--mask", "beside --ensemble"]),
     ],
 )
 def test_flags_that_an_ensemble_does_not_have(capsys, words, says):

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from gradex.adapters.kinds import KINDS
 from gradex.data.sources import load_sources
@@ -258,3 +260,64 @@ def test_the_report_tells_fine_tunes_of_other_shares_apart(made, written):
     assert [row["name"] for row in content["outcomes"]] == names
     assert content["selection"]["weights"] == shares
     assert "copy 50%" in page.read_text()
+
+
+def test_batches_may_be_filled_with_tokens(written, trained_on):
+    run = finetune(Config(selection=written(), tokens_per_batch=100))
+    rows = [len(batch) for batch in trained_on]
+    assert rows == [7] * 6  # of 13 or 14 tokens each
+    recipe = results_of(run)["recipe"]
+    assert recipe["tokens_per_batch"] == 100 and recipe["per_device_train_batch_size"] is None
+    assert "| Batch | up to 100 padded tokens |" in (run / "adapter/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"mixer": "pareto"}, "shares of a batch's rows"),
+        ({"num_train_epochs": 1.0}, "how long its rows are; say --max_steps"),
+        ({"per_device_train_batch_size": 4}, "leave the other out"),
+    ],
+)
+def test_tokens_cannot_fill_batches(written, flags, says):
+    with pytest.raises(GradexError, match=f"--tokens_per_batch: .*{says}"):
+        finetune(Config(selection=written(), tokens_per_batch=100, **flags))
+
+
+def test_shares_are_no_shares_of_tokens(written):
+    chosen = written(weights={"copy": 0.5, "noise_one": 0.0, "upper": 0.5})
+    with pytest.raises(GradexError, match=r"--tokens_per_batch: .*say --per_device"):
+        finetune(Config(selection=chosen, tokens_per_batch=100))
+
+
+def test_a_record_of_tokens_is_followed_unless_rows_are_asked_for(made, written):
+    recipe = made[1].recipe | {"tokens_per_batch": 100, "per_device_train_batch_size": None}
+    chosen = written(recipe=recipe)
+    assert results_of(finetune(Config(selection=chosen)))["recipe"]["tokens_per_batch"] == 100
+    by_rows = results_of(finetune(Config(selection=chosen, per_device_train_batch_size=4)))
+    assert by_rows["recipe"]["tokens_per_batch"] is None
+
+
+def test_training_may_end_early(written):
+    config = Config(selection=written(), early_stopping=1, eval_every=1, learning_rate=0.5)
+    run = finetune(replace(config, max_steps=30))
+    results = results_of(run)
+    assert results["kept_step"] < results["steps"] < 30
+    lines = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    looks = [float(line["select_loss"]) for line in lines]
+    assert len(looks) == results["steps"] and min(looks) == looks[results["kept_step"] - 1]
+    assert f"this is step {results['kept_step']}" in (run / "adapter/README.md").read_text()
+
+
+def test_what_a_mask_holds_stays_as_it_began(made, written):
+    """Named as in the adapter's own file."""
+    settings = {"selection": written(), "learning_rate": 1e-2, "weight_decay": 0.5}
+    free = finetune(Config(**settings, save_init="begun"))
+    begun = load_file(next(Path("begun").rglob("adapter_model.safetensors")))
+    masks = {n: torch.zeros(t.shape, dtype=torch.bool) for n, t in begun.items() if "lora_A" in n}
+    save_file(masks, "masks.safetensors")
+    held = finetune(Config(**settings, mask="masks.safetensors"))
+    free, held = (load_file(run / "adapter/adapter_model.safetensors") for run in (free, held))
+    for name, tensor in begun.items():
+        assert torch.equal(held[name], tensor) == (name in masks)
+        assert not torch.equal(free[name], tensor)
