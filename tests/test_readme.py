@@ -21,6 +21,7 @@ SHORT = {
     "estimate": "--num_subsets 20",
     "finetune": "--max_steps 3",
     "verify": "--max_steps 3 --num_subsets 3 --target sort",
+    "decompose": "--discard 8 --calib_rows 8 --target sort",
     "pipeline": "--max_steps 3 --num_subsets 20 --verify_subsets 2",
 }
 
@@ -52,6 +53,15 @@ def test_the_path_as_commands():
     printed = [run(words) for words in commands(blocks("bash")[0])]
     assert all(Path(path).exists() for path in printed)
     assert printed[-1].endswith("report.html")
+
+
+def test_the_adapters_as_commands():
+    write_world(Path())
+    Path("loha.json").write_text('{"peft_type": "LOHA", "r": 2}')
+    for words in (["meta_train"], ["project", "--points", "1"], ["select_sources"]):
+        run(words)
+    (block,) = [block for block in blocks("bash") if "--adapter milora" in block]
+    assert all(Path(run(words)).exists() for words in commands(block))
 
 
 def test_your_own_data_and_model(model_folder):
