@@ -79,7 +79,7 @@ ADALORA = {
     "deltaT": Option(int, None, "steps from deal to deal; default: at most 200 deals", 1.0),
     "beta1": Option(float, 0.85, "smoothing of the sensitivity"),
     "beta2": Option(float, 0.85, "smoothing of the uncertainty"),
-    "orth_reg_weight": Option(float, 0.5, "weight of the orthogonality penalty in the loss", 0.0),
+    "orth_reg_weight": Option(float, 0.1, "weight of the orthogonality penalty in the loss", 0.0),
 }
 
 KINDS: dict[str, Kind] = {
