@@ -74,7 +74,9 @@ def _readers(to: str, portions: Sequence[Portion], recipe: Recipe) -> Readers:
     asked = {name: trainer for name, trainer in TRAINERS.items() if to in (name, "all")}
     unfit = _unfit_batches(recipe)
     reasons = {
-        name: unfit or trainer.refuses(kinds) or why_not(name, recipe.optimizer)
+        name: unfit
+        or trainer.refuses(kinds, recipe.adapter.kind)
+        or why_not(name, recipe.optimizer)
         for name, trainer in asked.items()
     }
     left_out = {name: reason for name, reason in reasons.items() if reason}

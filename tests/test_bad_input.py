@@ -334,6 +334,34 @@ def test_bad_training_flags(refused, model, made, name, value, expected):
     refused("meta_train", *words, says=[f"--{name}", expected])
 
 
+BAD_ADAPTERS = [
+    (["--adapter", "pisa"], ["unknown adapter 'pisa'", "pissa", "milora"]),
+    (["--lora_target_modules", "q_proj", "q_prj"], ["q_prj is in no layer", "near: q_proj"]),
+    (["--adapter", "bone", "--lora_dropout", "0.1"], ["--lora_dropout", "bone", "no dropout"]),
+    (["--adapter", "milora", "--qlora"], ["--qlora", "--adapter milora"]),
+    (["--adapter", "milora", "--lora_r", "64"], ["rank of 64", "--lora_r"]),
+    (["--adapter_args", "mini_r=2"], ["--adapter_args mini_r", "a setting of miss_mini"]),
+    (["--adapter", "ia3", "--lora_alpha", "3"], ["--lora_alpha", "nothing to --adapter ia3"]),
+    (["--calib_source", "one"], ["--calib_source", "nothing to --adapter lora"]),
+    (["--adapter", "peft"], ["--adapter peft", "--peft_config"]),
+    (["--peft_config", "gone.json"], ["gone.json", "no such file"]),
+    (["--peft_config", "list.json"], ["list.json", "found list"]),
+    (["--peft_config", "[1]"], ["[1]", "no such file"]),
+    (["--peft_config", "{1"], ["--peft_config", "not valid JSON"]),
+    (["--peft_config", "{}"], ["'peft_type' is missing"]),
+    (["--peft_config", '{"peft_type": "GONE"}'], ["unknown peft_type 'GONE'", "LOHA"]),
+    (["--peft_config", '{"peft_type": "LOHA", "rank": 3}'], ["unknown setting", "'rank'"]),
+    (["--peft_config", '{"peft_type": "LOHA"}', "--lora_r", "3"], ["--lora_r", "--adapter peft"]),
+    (["--peft_config", '{"peft_type": "LOHA"}', "--adapter", "dora"], ["leave one of them out"]),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), BAD_ADAPTERS)
+def test_an_adapter_that_cannot_be(refused_training, made, words, says):
+    write("list.json", "[1, 2]")
+    refused_training("--tasks", made.tasks, *words, says=says)
+
+
 BAD_FLAGS = [
     *(("project", name, value, "above 0") for name in ("project_dim", "tokens_per_batch")
       for value in ("0", "-1")),

@@ -19,7 +19,8 @@ HOSTILE = [
 ]  # fmt: skip
 DEMO = {"model_name_or_path": "demo", "bf16": False, "qlora": False}
 RECIPE = {
-    "lora_r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0, "lora_target_modules": ["all-linear"],
+    "adapter": "lora", "calib_rows": 256, "lora_r": 8, "lora_alpha": 16.0,
+    "lora_dropout": 0.0, "lora_target_modules": ["all-linear"],
     "learning_rate": 5e-3, "weight_decay": 0.0, "warmup_steps": 0, "max_steps": 10,
     "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "devices": "1",
     "num_nodes": 1, "strategy": "auto", "seed": 7,
@@ -209,6 +210,16 @@ def test_texts_with_a_class_are_for_readers_that_have_classes(refused, caplog):
     assert "Not for `trl`" in (folder / "README.md").read_text()
 
 
+def test_an_adapter_that_a_trainer_does_not_have_is_not_exchanged_for_another(refused, caplog):
+    select({"one": pairs("one")}, recipe=RECIPE | {"adapter": "pissa"})
+    refused("--to", "trl", says=["--to trl", "no adapter like --adapter pissa", "--to jsonl"])
+    folder = exported()
+    assert "no files for trl: it has no adapter like --adapter pissa" in caplog.text
+    assert (folder / "axolotl.yaml").exists() and not (folder / "trl.yaml").exists()
+    assert not (folder / "open_instruct.sh").exists()
+    assert "Not for `trl`" in (folder / "README.md").read_text()
+
+
 def test_sources_of_different_columns_are_loaded_one_by_one():
     chat, text = pairs("chat"), [{"text": f"a{i}"} for i in range(100)]
     select({"chat": chat, "text": text})
@@ -264,11 +275,12 @@ def test_a_folder_that_is_there_is_left_as_it_is(capsys):
 def test_an_interrupted_export_is_no_folder_and_goes_on(monkeypatch):
     select({name: pairs(name) for name in ("one", "two")})
     from gradex.training import trainers
+    from gradex.training.trainer_adapters import TRL
 
     def dies(job):
         raise KeyboardInterrupt
 
-    broken = trainers.Trainer("", dies, ("chat",))
+    broken = trainers.Trainer("", dies, ("chat",), TRL)
     with monkeypatch.context() as patch:
         patch.setitem(trainers.TRAINERS, "trl", broken)
         with pytest.raises(KeyboardInterrupt):

@@ -57,7 +57,8 @@ def require_settings(content: Mapping[str, Any]) -> None:
         if content.get(key):
             raise GradexError(f"{FLAG}: {key} {why}, which is not done here; leave it out")
     _require_plain_start(content)
-    if _made(made, {key: content[key] for key in _own(content)}).is_prompt_learning:
+    settings = {key: content[key] for key in _own(content)} | {"task_type": "CAUSAL_LM"}
+    if _made(made, settings).is_prompt_learning:
         raise GradexError(
             f"{FLAG}: a prompt of {kind} cannot be gone on with in peft once it is saved, and "
             "gradients are taken at saved adapters; use a type that changes layers"

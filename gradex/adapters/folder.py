@@ -154,7 +154,8 @@ def _with_halves(model: nn.Module, folder: Path) -> nn.Module:
 
 def load_all(base: Base, folders: Mapping[str, Path]) -> nn.Module:
     """The base model with trained adapters, each under its name, in eval mode; `set_adapter`
-    says which one works, at first the first. A single one can be trained on."""
+    says which one works, at first the first. One alone can be trained on: of some types peft takes
+    only one that is."""
     model = base.model
     for name, folder in folders.items():
         with without_false_alarms():
@@ -225,6 +226,24 @@ def _require_all_weights(model: nn.Module, folder: Path, name: str) -> None:
 def _in_order(settings: dict[str, Any]) -> dict[str, Any]:
     """peft writes sets of module names in no fixed order."""
     return {key: sorted(v, key=str) if isinstance(v, list) else v for key, v in settings.items()}
+
+
+def trained_lora(folder: Path) -> dict[str, Tensor] | None:
+    """The trained tensors of a LoRA, without what its base was reduced by and without other
+    layers' (a classifier's head); None where the folder holds another adapter."""
+    if not (folder / SETTINGS).is_file():
+        return None
+    settings = read_json(folder / SETTINGS, SETTINGS_OF)
+    # MiCA's B is fixed.
+    if settings.get("peft_type") != "LORA" or settings.get("init_lora_weights") == "mica":
+        return None
+    tensors = {name: t for name, t in load_file(folder / WEIGHTS).items() if ".lora_" in name}
+    if not (folder / HALVES).is_file():
+        return tensors
+    return {
+        name: t[: len(t) // 2] if ".lora_A." in name else t[:, : t.shape[1] // 2]
+        for name, t in tensors.items()
+    }
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from gradex.adapters.folder import WEIGHTS
+from gradex.adapters.folder import trained_lora
 from gradex.errors import GradexError
 from gradex.estimators.margins import MarginFit, Rows
 from gradex.gradients.meta_training import meta_training_of
@@ -90,8 +90,12 @@ def _length(store: GradientStore) -> float:
 
 
 def _adapter_weights(folder: Path) -> Float[np.ndarray, " param"]:
-    from safetensors.numpy import load_file
-
-    tensors = load_file(folder / WEIGHTS)
-    lora = [tensor.ravel() for name, tensor in sorted(tensors.items()) if "lora" in name]
-    return np.concatenate(lora).astype(np.float64)
+    """All that is trained of a LoRA, which is what the recipe is for."""
+    tensors = trained_lora(folder)
+    if tensors is None:
+        raise GradexError(
+            f"{folder}: --as_published is made for the matrices of LoRA, and this adapter has "
+            "others; leave the flag out"
+        )
+    flat = [tensors[name].double().numpy().ravel() for name in sorted(tensors)]
+    return np.concatenate(flat)

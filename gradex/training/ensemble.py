@@ -93,6 +93,11 @@ def tune_ensemble(
 
     A finished adapter in the folder is kept, and one whose training broke off is gone on with.
     """
+    if recipe.adapter.kind == "full":
+        raise GradexError(
+            "--adapter full: an ensemble has several adapters on one base, and all weights of a "
+            "model are no adapter; say --adapter lora, or leave out --ensemble"
+        )
     members = dict(zip(member_names(len(groups)), groups.members, strict=True))
     for name, trained_on in (members | dict.fromkeys(SINGLES, groups.sources)).items():
         longer = len(groups) if name == "one_longer" else 1

@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 
 from gradex.selection.portions import COLUMNS, Kind
+from gradex.training import trainer_adapters as adapters
 from gradex.training.job import Job, RowFile
 from gradex.training.stepping_elsewhere import optimizer_words
+from gradex.training.trainer_adapters import adapter_keys
 
 CLIP = 1.0  # the gradient's largest norm in our own training
 
@@ -23,15 +25,20 @@ CLIP = 1.0  # the gradient's largest norm in our own training
 @dataclass(frozen=True)
 class Trainer:
     """`files` makes the content of each file; `kinds` of rows are those the trainer learns from as
-    we do, `one_column` that all files of a training must have the same one."""
+    we do, `one_column` that all files of a training must have the same one. `adapters` are
+    those it has."""
 
     command: str
     files: Callable[[Job], dict[str, str]]
     kinds: tuple[Kind, ...]
+    adapters: adapters.Adapters
     one_column: bool = False
 
-    def refuses(self, kinds: Mapping[str, Kind]) -> str | None:
-        """Why it cannot train on sources of these kinds, in words; None where it can."""
+    def refuses(self, kinds: Mapping[str, Kind], adapter: str) -> str | None:
+        """Why it cannot train this adapter on sources of these kinds, in words; None where it
+        can."""
+        if adapter not in self.adapters:
+            return f"it has no adapter like --adapter {adapter}"
         for name, kind in kinds.items():
             if kind not in self.kinds:
                 return f"'{name}' holds {TOLD[kind]}"
@@ -50,16 +57,19 @@ TOLD: dict[Kind, str] = {
 
 def _llamafactory(job: Job) -> dict[str, str]:
     recipe, adapter = job.recipe, job.recipe.adapter
-    content = {
-        "model_name_or_path": job.base,
-        **({"quantization_bit": 4} if recipe.base.qlora else {}),
-        "stage": "sft",
-        "do_train": True,
+    lora = {
         "finetuning_type": "lora",
         "lora_rank": adapter.rank,
         "lora_alpha": _whole(adapter.alpha),
         "lora_dropout": adapter.dropout,
         "lora_target": "all" if job.all_linear else ",".join(adapter.targets),
+    }
+    content = {
+        "model_name_or_path": job.base,
+        **({"quantization_bit": 4} if recipe.base.qlora else {}),
+        "stage": "sft",
+        "do_train": True,
+        **adapter_keys(adapter, adapters.LLAMAFACTORY, lora),
         "dataset_dir": ".",
         "dataset": ",".join(file.word for file in job.files),
         "mix_strategy": "concat",
@@ -93,14 +103,17 @@ def _axolotl(job: Job) -> dict[str, str]:
     recipe, adapter = job.recipe, job.recipe.adapter
     targets = {"lora_target_modules": list(adapter.targets)}
     words = optimizer_words(recipe.optimizer, learning_rate=recipe.learning_rate)
-    content = {
-        "base_model": job.base,
+    lora = {
         "adapter": "qlora" if recipe.base.qlora else "lora",
         "load_in_4bit": recipe.base.qlora,
         "lora_r": adapter.rank,
         "lora_alpha": _whole(adapter.alpha),
         "lora_dropout": adapter.dropout,
         **({"lora_target_linear": True} if job.all_linear else targets),
+    }
+    content = {
+        "base_model": job.base,
+        **adapter_keys(adapter, adapters.AXOLOTL, lora),
         "datasets": [_axolotl_dataset(file) for file in job.files],
         "val_set_size": 0,
         "sequence_len": job.max_length,
@@ -141,16 +154,19 @@ def _axolotl_dataset(file: RowFile) -> dict[str, Any]:
 def _trl(job: Job) -> dict[str, str]:
     recipe, adapter = job.recipe, job.recipe.adapter
     column = COLUMNS[job.files[0].kind][0]
-    quantised = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
-    content = {
-        "model_name_or_path": job.base,
-        "dtype": recipe.base.dtype,
-        **(quantised if recipe.base.qlora else {}),
+    lora = {
         "use_peft": True,
         "lora_r": adapter.rank,
         "lora_alpha": _whole(adapter.alpha),
         "lora_dropout": adapter.dropout,
         "lora_target_modules": list(adapter.targets),
+    }
+    quantised = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
+    content = {
+        "model_name_or_path": job.base,
+        "dtype": recipe.base.dtype,
+        **(quantised if recipe.base.qlora else {}),
+        **adapter_keys(adapter, adapters.TRL, lora),
         "datasets": [
             {"path": "json", "data_files": file.path, "columns": [column]} for file in job.files
         ],
@@ -185,15 +201,18 @@ def _of_transformers(job: Job) -> dict[str, Any]:
 
 def _open_instruct(job: Job) -> dict[str, str]:
     recipe, adapter = job.recipe, job.recipe.adapter
-    # A fraction of each file: 1.0 is every row once.
-    mixed = [word for file in job.files for word in (file.path, "1.0")]
-    flags: dict[str, Any] = {
-        "model_name_or_path": job.base,
+    lora = {
         "use_lora": True,
         "use_qlora": recipe.base.qlora,
         "lora_rank": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
+    }
+    # A fraction of each file: 1.0 is every row once.
+    mixed = [word for file in job.files for word in (file.path, "1.0")]
+    flags: dict[str, Any] = {
+        "model_name_or_path": job.base,
+        **adapter_keys(adapter, adapters.OPEN_INSTRUCT, lora),
         "dataset_mixer_list": mixed,
         "dataset_mixer_list_splits": "train",
         "max_seq_length": job.max_length,
@@ -211,7 +230,8 @@ def _open_instruct(job: Job) -> dict[str, str]:
         "try_launch_beaker_eval_jobs": False,
     }
     lines = [_shell(name, value) for name, value in flags.items()]
-    head = _comments(["open-instruct adapts layers of its own choice, in bfloat16.", *job.notes])
+    what = "adapts layers of its own choice" if adapter.kind == "lora" else "trains"
+    head = _comments([f"open-instruct {what}, in bfloat16.", *job.notes])
     start = ["accelerate launch --module open_instruct.finetune", *lines, '"$@"']
     script = f'#!/bin/sh\n{head}cd "$(dirname "$0")" || exit 1\n'
     return {"open_instruct.sh": script + " \\\n    ".join(start) + "\n"}
@@ -241,12 +261,19 @@ def _whole(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
 
 
-LLAMAFACTORY = Trainer("llamafactory-cli train llamafactory.yaml", _llamafactory, ("chat",))
-AXOLOTL = Trainer("axolotl train axolotl.yaml", _axolotl, ("chat", "conversation", "text"))
-TRL = Trainer(
-    "trl sft --config trl.yaml", _trl, ("chat", "conversation", "text"), one_column=True
+LLAMAFACTORY = Trainer(
+    "llamafactory-cli train llamafactory.yaml", _llamafactory, ("chat",), adapters.LLAMAFACTORY
 )  # fmt: skip
-OPEN_INSTRUCT = Trainer("sh open_instruct.sh", _open_instruct, ("chat", "conversation"))
+AXOLOTL = Trainer(
+    "axolotl train axolotl.yaml", _axolotl, ("chat", "conversation", "text"), adapters.AXOLOTL
+)  # fmt: skip
+TRL = Trainer(
+    "trl sft --config trl.yaml", _trl, ("chat", "conversation", "text"), adapters.TRL,
+    one_column=True,
+)  # fmt: skip
+OPEN_INSTRUCT = Trainer(
+    "sh open_instruct.sh", _open_instruct, ("chat", "conversation"), adapters.OPEN_INSTRUCT
+)  # fmt: skip
 
 TRAINERS: dict[str, Trainer] = {
     "llamafactory": LLAMAFACTORY,

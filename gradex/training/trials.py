@@ -36,7 +36,10 @@ from gradex.training.recipe import Recipe, make_recipe
 RESULT = "the result of a true fine-tune"
 # What does not change a result: where it is trained, and what its base may do when it is loaded.
 WITHOUT_EFFECT = ("devices", "num_nodes", "strategy", "trust_remote_code", "allow_pickle")
-ADAPTER_FLAGS = ("adapter", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+ADAPTER_FLAGS = (
+    "adapter", "adapter_args", "peft_config", "lora_r", "lora_alpha", "lora_dropout",
+    "lora_target_modules",
+)  # fmt: skip
 ExamplesOf = Callable[[Encoder, Sequence[str]], list[Example]]
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 """Adapters: no change at first, trained parameters only, exported and loaded without loss."""
 
+import peft
 import pytest
 import torch
 
@@ -77,3 +78,30 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path):
     export(attach(base(), AdapterSpec(), seed=0), tmp_path / "a", base_path="", card="")
     with pytest.raises(GradexError):
         adapters.load(base("gpt2"), tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda common: peft.AdaLoraConfig(init_r=3, target_r=2, total_step=10, **common),
+        lambda common: peft.LoraConfig(r=3, use_dora=True, **common),
+        lambda common: peft.VeraConfig(r=3, **common),
+    ],
+    ids=["adalora", "dora", "vera"],
+)
+def test_several_adapters_on_one_base_each_work_as_they_did_alone(base, tmp_path, make):
+    common = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    alone = {}
+    for number in range(2):
+        model = peft.get_peft_model(base().model, make(common)).eval()
+        generator = torch.Generator().manual_seed(number)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        export(model, tmp_path / f"group-{number}", base_path="", card=None)
+        alone[f"group-{number}"] = logits(model)
+    model = adapters.load_all(base(), {name: tmp_path / name for name in alone})
+    for name, wanted in reversed(alone.items()):
+        model.set_adapter(name)
+        torch.testing.assert_close(logits(model), wanted)
+    assert not torch.equal(*alone.values())

@@ -197,7 +197,60 @@ def test_plain_texts_are_learned_whole():
 )
 def test_a_trainer_refuses_rows_that_it_would_drop_or_train_otherwise(kinds, refusing):
     named = {f"source {i}": kind for i, kind in enumerate(kinds)}
-    assert {name for name, trainer in TRAINERS.items() if trainer.refuses(named)} == refusing
+    found = {name for name, trainer in TRAINERS.items() if trainer.refuses(named, "lora")}
+    assert found == refusing
+
+
+OF_KINDS = {
+    "rslora": {
+        "llamafactory": {"use_rslora": True}, "axolotl": {"peft_use_rslora": True},
+        "trl": {"use_rslora": True},
+    },
+    "dora": {
+        "llamafactory": {"use_dora": True}, "axolotl": {"peft_use_dora": True},
+        "trl": {"use_dora": True},
+    },
+    "pissa": {
+        "llamafactory": {"pissa_init": True, "pissa_iter": -1, "pissa_convert": True},
+        "axolotl": {"peft_init_lora_weights": "pissa"},
+    },
+    "pissa_niter": {
+        "llamafactory": {"pissa_init": True, "pissa_iter": 16, "pissa_convert": True},
+        "axolotl": {"peft_init_lora_weights": "pissa_niter_16"},
+    },
+    "olora": {"axolotl": {"peft_init_lora_weights": "olora"}},
+    "milora": {}, "corda_kpm": {}, "adalora": {}, "bone": {}, "vera": {}, "peft": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OF_KINDS)
+def test_an_adapter_in_their_words_or_refused_by_its_name(kind):
+    """Beside what makes it this kind, its keys are those of LoRA."""
+    adapter = replace(RECIPE.adapter, kind=kind, options={"niter": 16})
+    job = replace(JOB, recipe=replace(RECIPE, adapter=adapter))
+    for name, trainer in TRAINERS.items():
+        refusal = trainer.refuses({"a": "chat"}, kind)
+        if name not in OF_KINDS[kind]:
+            assert f"--adapter {kind}" in refusal
+            continue
+        assert refusal is None
+        assert content(name, job) == content(name) | OF_KINDS[kind][name]
+
+
+def test_all_weights_in_their_words():
+    """No key of LoRA is left, which would be read as one."""
+    job = replace(JOB, recipe=replace(RECIPE, adapter=AdapterSpec(kind="full")))
+    assert content("llamafactory", job)["finetuning_type"] == "full"
+    assert content("trl", job)["use_peft"] is False
+    assert flags(job)["use_lora"] == ["False"]
+    for found in (*(content(n, job) for n in ("llamafactory", "axolotl", "trl")), flags(job)):
+        assert not [key for key in found if key.startswith(("lora", "adapter", "load_in"))]
+    assert all(trainer.refuses({"a": "chat"}, "full") is None for trainer in TRAINERS.values())
+
+
+def test_trl_itself_has_these_keys():
+    trl = pytest.importorskip("trl")
+    assert {"use_rslora", "use_dora", "use_peft", "lora_r"} <= set(vars(trl.ModelConfig()))
 
 
 def test_the_demo_and_folders_are_found_from_everywhere():
