@@ -370,7 +370,7 @@ OPTIONAL = (
     *OWN_OF_STAGE,
 )
 # Flags that records of earlier versions lack: trainings were as their defaults say.
-ADDED = ("optimizer", "lr_scheduler_type", "loraplus_ratio")
+ADDED = ("adapter", "calib_rows", "optimizer", "lr_scheduler_type", "loraplus_ratio")
 # What a store or selection records of the path before it, and the flags of each part.
 RECORDED = {"base": ModelArguments, "tasks": DataArguments, "recipe": TrainArguments}
 
