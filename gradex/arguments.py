@@ -384,7 +384,8 @@ def recorded_settings(record: dict[str, Any], *, where: str) -> dict[str, Any]:
     """The parts of a record as one mapping, checked like flags."""
     settings: dict[str, Any] = {}
     for part, group in RECORDED.items():
-        values = {name: DEFAULTS[name] for name in ADDED} | record[part]
+        told = {name: value for name, value in record[part].items() if value is not None}
+        values = {name: DEFAULTS[name] for name in ADDED} | told
         by_tokens = values.get("tokens_per_batch") is not None
         optional = (*OPTIONAL, *(BATCHES if by_tokens else ()))
         for field in fields(group):
