@@ -112,6 +112,8 @@ def test_adapters_are_those_of_single_fine_tunes(model_folder, toy_tasks):
         assert weights_of(run / "adapters" / name) == weights_of(single / "adapter")
         curve = json.loads((run / "adapters" / name / "curve.json").read_text())
         assert len(curve["loss"]) == steps
+        metrics = (run / "adapters" / name / "metrics.csv").read_text().splitlines()
+        assert len(metrics) == 1 + len(curve["loss"])
     assert not (run / "checkpoints").exists()
 
 
