@@ -17,9 +17,9 @@ from typing import Any
 
 import xxhash
 
+from gradex.arguments import ADDED, DEFAULTS, combined, keep
 from gradex.arguments import TrialArguments as Trial
 from gradex.arguments import TrustArguments as Trust
-from gradex.arguments import combined, keep
 from gradex.config import with_defaults
 from gradex.data.demo import write_world
 from gradex.data.subsets import Subset, sample_subsets
@@ -160,9 +160,15 @@ class Truth:
 
 def _recipe(settings: dict[str, Any], store: GradientStore, start: str) -> str:
     """Of what decides a result on any machine: weights that differ in a last bit, or a folder
-    that lies elsewhere, do not."""
+    that lies elsewhere, do not, nor flags that are not given or were added since and say nothing
+    new."""
     places = ("tasks", "model_name_or_path", "seed")
-    fixed = {key: value for key, value in settings.items() if key not in places}
+    silent = {name: DEFAULTS[name] for name in ADDED}
+    fixed = {
+        key: value
+        for key, value in settings.items()
+        if key not in places and value not in (None, silent.get(key))
+    }
     model = store.space["model"]
     text = repr((sorted(fixed.items(), key=str), sorted(store.data_hashes().items()), model, start))
     return xxhash.xxh3_128_hexdigest(text.encode())
