@@ -29,7 +29,6 @@ from torch import nn
 
 from gradex.adapters.kinds import KINDS, parse_options
 from gradex.adapters.spec import AdapterSpec
-from gradex.arguments import PEFT
 from gradex.data.demo import TARGETS, demo_rows
 from gradex.data.formats import to_row
 from gradex.data.tokens import Encoder, encode_all
@@ -38,6 +37,7 @@ from gradex.models.scoring import row_losses
 from gradex.select_sources import Config as SelectConfig
 from gradex.select_sources import select_sources
 from gradex.selection.chosen import read_chosen
+from gradex.train_arguments import PEFT
 from gradex.training.begin import Start, start_examples
 from gradex.training.fit import fit
 from gradex.training.prepare import load_base_and_encoder, test_scores, training_examples

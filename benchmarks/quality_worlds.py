@@ -18,7 +18,6 @@ from typing import Any
 import xxhash
 
 from gradex.arguments import ADDED, DEFAULTS, combined, keep
-from gradex.arguments import TrialArguments as Trial
 from gradex.arguments import TrustArguments as Trust
 from gradex.config import with_defaults
 from gradex.data.demo import write_world
@@ -30,6 +29,7 @@ from gradex.meta_train import meta_train
 from gradex.project import Config as ProjectConfig
 from gradex.project import project
 from gradex.records import write_text
+from gradex.train_arguments import TrialArguments as Trial
 from gradex.training.trials import make_trials
 
 TRUTH = Path(__file__).parent.resolve() / "truth"

@@ -16,7 +16,6 @@ from gradex import runs
 from gradex.arguments import (
     AnchorArguments,
     EstimatorArguments,
-    TrialArguments,
     TrustArguments,
     combined,
     inheriting,
@@ -24,6 +23,7 @@ from gradex.arguments import (
 from gradex.config import main, option
 from gradex.gradients.store import open_store
 from gradex.reporting.quantities import number
+from gradex.train_arguments import TrialArguments
 from gradex.training.anchors import calibrate_on, pick_anchors
 from gradex.training.recipe import require_effect
 from gradex.training.trials import make_trials

@@ -18,7 +18,6 @@ from gradex.arguments import (
     AnchorArguments,
     EstimatorArguments,
     SubsetArguments,
-    TrialArguments,
     TrustArguments,
     combined,
     inheriting,
@@ -37,6 +36,7 @@ from gradex.estimators.row_outcomes import row_outcomes
 from gradex.estimators.trust import find_trust, outside
 from gradex.gradients.store import GradientStore, open_store
 from gradex.reporting.estimates_table import write_estimates, write_row_outcomes
+from gradex.train_arguments import TrialArguments
 from gradex.training.anchors import calibrate_on, pick_anchors
 from gradex.training.trials import Trials, make_trials
 

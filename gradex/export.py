@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradex import runs
-from gradex.arguments import TrainArguments, inheriting
+from gradex.arguments import inheriting
 from gradex.config import main, option
 from gradex.data.writing import write_records
 from gradex.errors import GradexError
@@ -22,6 +22,7 @@ from gradex.reporting.dataset_card import CardRow, dataset_card
 from gradex.selection.choice import Selection
 from gradex.selection.chosen import read_chosen
 from gradex.selection.portions import COLUMNS, Portion, mixture, portions_of
+from gradex.train_arguments import TrainArguments
 from gradex.training.job import Job, RowFile, rows_drawn
 from gradex.training.recipe import Recipe, make_recipe
 from gradex.training.stepping_elsewhere import why_not

@@ -20,14 +20,7 @@ from gradex import runs
 from gradex.adapters.adalora import kept_ranks
 from gradex.adapters.folder import export
 from gradex.adapters.initial import initial_folder
-from gradex.arguments import (
-    LOOKS,
-    TrainArguments,
-    TrustArguments,
-    combined,
-    inheriting,
-    require_one_device,
-)
+from gradex.arguments import TrustArguments, combined, inheriting
 from gradex.config import main, option, require_left_out, require_positive, with_defaults
 from gradex.data.recorded import load_data
 from gradex.data.sources import Sources
@@ -42,6 +35,7 @@ from gradex.reporting.shares import write_shares
 from gradex.selection.choice import Selection
 from gradex.selection.chosen import read_chosen
 from gradex.selection.groups import read_groups
+from gradex.train_arguments import LOOKS, TrainArguments, require_one_device
 from gradex.training.early_stopping import looking
 from gradex.training.ensemble import tune_ensemble
 from gradex.training.loggers import require_loggers

@@ -16,15 +16,7 @@ from gradex import runs
 from gradex.adapters.adalora import kept_ranks
 from gradex.adapters.folder import export
 from gradex.adapters.initial import initial_folder
-from gradex.arguments import (
-    DEFAULTS,
-    DEMO_DEFAULTS,
-    PEFT,
-    DataArguments,
-    ModelArguments,
-    TrainArguments,
-    TrustArguments,
-)
+from gradex.arguments import DEFAULTS, DEMO_DEFAULTS, DataArguments, ModelArguments, TrustArguments
 from gradex.config import main, option, with_defaults
 from gradex.data.recorded import load_data
 from gradex.data.sources import Sources
@@ -32,6 +24,7 @@ from gradex.models.load import DEMO
 from gradex.records import write_json
 from gradex.reporting.cards import adapter_card
 from gradex.reporting.ranks import rank_lines
+from gradex.train_arguments import PEFT, TrainArguments
 from gradex.training.begin import Start, start_examples
 from gradex.training.early_stopping import SelectLoss, looking
 from gradex.training.fit import fit

@@ -18,14 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradex import calibrate, finetune, meta_train, project, report, runs, select_sources, verify
-from gradex.arguments import (
-    DataArguments,
-    ModelArguments,
-    TrainArguments,
-    TrustArguments,
-    require_no_looks,
-    require_one_device,
-)
+from gradex.arguments import DataArguments, ModelArguments, TrustArguments
 from gradex.config import main, option, require_not_negative, require_positive
 from gradex.data.recorded import load_data
 from gradex.errors import GradexError
@@ -34,6 +27,7 @@ from gradex.estimate import estimate
 from gradex.estimators.calibrated import FEWEST_ANCHORS
 from gradex.gradients.store import GradientStore
 from gradex.records import read_json, write_json
+from gradex.train_arguments import TrainArguments, require_no_looks, require_one_device
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gradex import runs
-from gradex.arguments import (
-    EstimatorArguments,
-    TrialArguments,
-    TrustArguments,
-    combined,
-    inheriting,
-)
+from gradex.arguments import EstimatorArguments, TrustArguments, combined, inheriting
 from gradex.config import (
     main,
     option,
@@ -48,6 +42,7 @@ from gradex.reporting.evidence import (
     target_evidence,
     write_evidence,
 )
+from gradex.train_arguments import TrialArguments
 from gradex.training.recipe import require_effect
 from gradex.training.trials import make_trials
 

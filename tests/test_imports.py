@@ -9,7 +9,16 @@ import gradex
 from gradex.cli import STAGES
 
 ROOT = Path(gradex.__file__).parent
-GROUND = ["errors", "records", "config", "arguments", "progress", "runs", "engines"]
+GROUND = [
+    "errors",
+    "records",
+    "config",
+    "train_arguments",
+    "arguments",
+    "progress",
+    "runs",
+    "engines",
+]
 FLOORS = [
     "data",
     "models",

@@ -16,8 +16,8 @@ from gradex.adapters import peft_configs as configs
 from gradex.adapters.beginning import Beginning
 from gradex.adapters.rank_budget import require_budget
 from gradex.adapters.spec import AdapterSpec
-from gradex.arguments import ALIASES, PEFT
 from gradex.errors import GradexError, unknown
+from gradex.train_arguments import ALIASES, PEFT
 
 Config = Callable[[AdapterSpec, Beginning], Any]  # -> a config of peft's; None: all weights train
 Start = Callable[[nn.Module, AdapterSpec, Beginning], None]

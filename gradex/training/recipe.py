@@ -8,9 +8,9 @@ from typing import Any
 
 from gradex.adapters.kinds import kind_of, parse_options, require_sound, unread_flags
 from gradex.adapters.spec import AdapterSpec
-from gradex.arguments import PEFT, TrainArguments
 from gradex.errors import GradexError
 from gradex.models.load import BaseSpec, base_spec
+from gradex.train_arguments import PEFT, TrainArguments
 from gradex.training.optimizers import OptimizerSpec, parse_optimizer_args, require_optimizer
 
 

@@ -24,9 +24,9 @@ from gradex.adapters.folder import load
 from gradex.adapters.kinds import require_sound
 from gradex.adapters.peft_configs import TASK_TYPES
 from gradex.adapters.spec import AdapterSpec
-from gradex.arguments import TrainArguments
 from gradex.errors import GradexError
 from gradex.gradients.per_sample import GradientPass
+from gradex.train_arguments import TrainArguments
 
 TYPES = {str(name.value): made for name, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 REFUSED = {

@@ -15,11 +15,11 @@ from gradex.adapters.covariance_cache import FOLDER, contexts, fingerprint
 from gradex.adapters.kinds import KINDS, kind_of
 from gradex.adapters.residual import lora_layers
 from gradex.adapters.spec import AdapterSpec
-from gradex.arguments import TrainArguments
 from gradex.data.tokens import Example, collate
 from gradex.errors import GradexError
 from gradex.models.load import BaseSpec, load_base
 from gradex.models.losses import label_logits
+from gradex.train_arguments import TrainArguments
 
 FAMILIES = {"llama": "causal", "gpt2": "causal", "t5": "seq2seq", "bert": "classifier"}
 

@@ -15,8 +15,9 @@ from gradex.adapters.kinds import (
     unread_flags,
 )
 from gradex.adapters.spec import AdapterSpec
-from gradex.arguments import DEFAULTS, PEFT, TrainArguments, TrialArguments, inheriting
+from gradex.arguments import DEFAULTS, inheriting
 from gradex.errors import GradexError
+from gradex.train_arguments import PEFT, TrainArguments, TrialArguments
 from gradex.training.recipe import make_recipe, require_effect
 
 SETTINGS = DEFAULTS | {

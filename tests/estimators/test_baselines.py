@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 
-from gradex.arguments import (
-    DEFAULTS,
-    DataArguments,
-    EstimatorArguments,
-    ModelArguments,
-    TrainArguments,
-    record_of,
-)
+from gradex.arguments import DEFAULTS, DataArguments, EstimatorArguments, ModelArguments, record_of
 from gradex.data.sources import load_sources
 from gradex.data.subsets import sample_subsets
 from gradex.errors import GradexError
@@ -24,6 +17,7 @@ from gradex.estimators.ngrams import SEEN
 from gradex.gradients.plan import PARTS
 from gradex.gradients.shards import FEATURES, ROW_TYPE, Faults, write_shard
 from gradex.gradients.store import GradientStore
+from gradex.train_arguments import TrainArguments
 
 DIM = 6
 SAYS = {

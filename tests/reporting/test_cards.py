@@ -9,9 +9,9 @@ import yaml
 
 from gradex.adapters.kinds import KINDS, kind_of
 from gradex.adapters.spec import AdapterSpec
-from gradex.arguments import PEFT
 from gradex.models.load import BaseSpec
 from gradex.reporting.cards import adapter_card
+from gradex.train_arguments import PEFT
 from gradex.training.optimizers import OptimizerSpec
 from gradex.training.recipe import Recipe
 

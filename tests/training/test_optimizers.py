@@ -7,12 +7,13 @@ from torch import nn
 from gradex.adapters.attach import attach
 from gradex.adapters.kinds import KINDS, parse_options
 from gradex.adapters.spec import AdapterSpec
-from gradex.arguments import TrainArguments, inheriting
+from gradex.arguments import inheriting
 from gradex.data.formats import to_row
 from gradex.data.tokens import Encoder, encode_all
 from gradex.errors import GradexError
 from gradex.models.load import BaseSpec, load_base
 from gradex.models.losses import sample_objectives
+from gradex.train_arguments import TrainArguments
 from gradex.training.fit import fit
 from gradex.training.module import FineTuner
 from gradex.training.optimizers import (
