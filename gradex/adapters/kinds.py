@@ -51,7 +51,7 @@ class Kind:
     """`reads_rows`: the start is computed from calibration rows. `from_base`: the adapter begins
     from a part of the base's weights, which are residuals then. `learns_b`: there is a matrix B
     that LoRA+ can give a larger step. `fits` refuses a spec that the layers of the model, by their
-    shapes, cannot be adapted with."""
+    shapes, cannot be adapted with. `unread`: flags that mean nothing to it."""
 
     about: str
     config: Config
@@ -65,6 +65,7 @@ class Kind:
     quantised: bool = True  # works on a base in 4 bits
     conv1d: bool = True  # works on GPT-2's layers
     fits: Fits | None = None
+    unread: tuple[str, ...] = ()
 
 
 def _from_base(about: str, start: Start, **more: Any) -> Kind:
@@ -118,23 +119,25 @@ KINDS: dict[str, Kind] = {
     ),
     "vera": Kind(
         "two vectors a layer around fixed random matrices (Kopiczko et al., 2024)", configs.vera,
-        learns_b=False,
+        learns_b=False, unread=("lora_alpha",),
     ),
     "ia3": Kind(
-        "one vector a layer (Liu et al., 2022)", configs.ia3, learns_b=False, dropout=False
+        "one vector a layer (Liu et al., 2022)", configs.ia3, learns_b=False, dropout=False,
+        unread=("lora_r", "lora_alpha"),
     ),
     "miss": Kind(
         "one matrix shared by shards of the input (Kang and Yin, 2024)", configs.miss,
-        learns_b=False, conv1d=False, fits=blocks.require_shards,
+        learns_b=False, conv1d=False, fits=blocks.require_shards, unread=("lora_alpha",),
     ),
     "miss_mini": Kind(
         "MiSS whose matrix repeats along the output", configs.miss_mini,
         options={"mini_r": Option(int, 4, "columns of the matrix")}, learns_b=False, conv1d=False,
-        fits=blocks.require_shards_and_tiles,
+        fits=blocks.require_shards_and_tiles, unread=("lora_alpha",),
     ),
     "bone": Kind(
         "block affine: W M + M in blocks of rank x rank (Kang, 2024)", configs.bone,
         learns_b=False, dropout=False, quantised=False, conv1d=False, fits=blocks.require_blocks,
+        unread=("lora_alpha",),
     ),
     "adalora": Kind(
         "triplets whose number a layer follows from what they matter (Zhang et al., 2023)",
@@ -142,23 +145,16 @@ KINDS: dict[str, Kind] = {
     ),
     "full": Kind(
         "all weights of the model are trained", configs.full, learns_b=False, dropout=False,
-        quantised=False,
+        quantised=False, unread=("lora_r", "lora_alpha", "lora_target_modules"),
     ),
 }  # fmt: skip
 
 
 # What a --peft_config describes: no kind before it is given one, so that KINDS does not list it.
-ANY_PEFT = Kind("any adapter of peft's", any_peft.config, learns_b=False, dropout=False)
-# Flags that mean nothing to a kind.
-UNREAD: dict[str, tuple[str, ...]] = {
-    "vera": ("lora_alpha",),
-    "ia3": ("lora_r", "lora_alpha"),
-    "miss": ("lora_alpha",),
-    "miss_mini": ("lora_alpha",),
-    "bone": ("lora_alpha",),
-    "full": ("lora_r", "lora_alpha", "lora_target_modules"),
-    PEFT: ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
-}
+ANY_PEFT = Kind(
+    "any adapter of peft's", any_peft.config, learns_b=False, dropout=False,
+    unread=("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+)  # fmt: skip
 
 
 def kind_of(name: str) -> Kind:
@@ -172,8 +168,8 @@ def kind_of(name: str) -> Kind:
 
 def unread_flags(name: str) -> list[str]:
     """The flags of an adapter that would be read and mean nothing to this kind."""
-    rows = [] if kind_of(name).reads_rows else ["calib_source", "calib_rows"]
-    return [*UNREAD.get(name, ()), *rows]
+    kind = kind_of(name)
+    return [*kind.unread, *([] if kind.reads_rows else ["calib_source", "calib_rows"])]
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
