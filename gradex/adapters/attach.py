@@ -64,7 +64,7 @@ def _wrapped(model: nn.Module, spec: AdapterSpec, config: Any) -> nn.Module:
     require_targets(model, any_peft.named_targets(spec.options), where=any_peft.FLAG)
     try:
         model = get_peft_model(model, config)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # a setting that cannot be makes peft raise what it stumbles over
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise GradexError(f"--adapter {spec.kind}: not for this model ({first})") from None
     if not any(parameter.requires_grad for parameter in model.parameters()):

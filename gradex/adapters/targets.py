@@ -19,11 +19,12 @@ MOST_NAMED = 40
 
 def require_targets(model: nn.Module, targets: Sequence[str], *, where: str = FLAG) -> None:
     """Names are matched as peft does: a module's whole name, or its last parts."""
-    paths = [name for name, _ in model.named_modules()]
+    paths = [name for name, _ in model.named_modules() if name]
     for target in targets:
         if not any(path == target or path.endswith(f".{target}") for path in paths):
             raise GradexError(
-                f"{where}: {target} is in no layer of this model{_near(model, target)}; its layers "
+                f"{where}: {target or 'a name of no letters'} is in no layer of this model"
+                f"{_near(model, target)}; its layers "
                 f"are {', '.join(layer_names(model)[:MOST_NAMED])}, or say {ALL_LINEAR}"
             )
 

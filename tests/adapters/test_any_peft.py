@@ -164,6 +164,9 @@ def test_what_this_model_does_not_allow_is_refused(bases, toy_batch):
         "task_type is SEQ_CLS": spec_of("LOHA", task_type="SEQ_CLS"),
         "fan_in_fan_out is True": spec_of("VERA", fan_in_fan_out=True),
         "--adapter peft: not for this model": spec_of("LOHA", target_modules=["self_attn"]),
+        r"not for this model \(missing \)": spec_of("LORA", target_modules="("),
+        r"not for this model \(unterminated": spec_of("LORA", rank_pattern={"[": 3}),
+        r"not for this model \(.*(memory|size)": spec_of("LORA", r=2**60),
     }
     for part, spec in says.items():
         with pytest.raises(GradexError, match=part):

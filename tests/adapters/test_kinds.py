@@ -134,6 +134,13 @@ def test_every_target_must_be_a_layer(bases, toy_batch, kind):
     assert found and all("q_proj" in name or "vera_" in name for name in found)
 
 
+def test_an_empty_target_is_no_layer(bases):
+    with pytest.raises(
+        GradexError, match=r"--lora_target_modules: a name of no letters is in no layer"
+    ):
+        attach(bases("llama"), AdapterSpec(targets=("",)), seed=0)
+
+
 def test_a_part_that_is_no_layer(bases):
     with pytest.raises(GradexError, match=r"--adapter lora: not for this model .*LlamaAttention"):
         attach(bases("llama"), AdapterSpec(targets=("self_attn",)), seed=0)
