@@ -109,7 +109,7 @@ def finetune(config: Config) -> Path:
 
 def _one_adapter(config: Config) -> Path:
     require_loggers(config.report_to)
-    masks = read_masks(Path(config.mask)) if config.mask else {}
+    masks = {} if config.mask is None else read_masks(Path(config.mask))
     chosen = read_chosen(config.selection, allow_pickle=config.allow_pickle)
     selection, sources, recorded = chosen.selection, chosen.sources, chosen.recorded
     config = replace(config, selection=str(chosen.path))

@@ -186,7 +186,7 @@ def require_adapter(folder: Path) -> None:
     """Refuse what is no adapter of peft's, or one of a kind that peft no longer has."""
     if not (folder / WEIGHTS).is_file():
         raise GradexError(f"{folder}: not an adapter folder (it has no {WEIGHTS})")
-    if read_json(folder / SETTINGS, SETTINGS_OF).get("peft_type") == BONE:
+    if read_json(folder / SETTINGS, SETTINGS_OF, {"peft_type": str})["peft_type"] == BONE:
         raise GradexError(
             f"{folder}: a Bone adapter of an old peft, which calls it MiSS today; convert it with "
             f"`gradex convert --adapter {folder} --to miss`"

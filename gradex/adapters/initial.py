@@ -30,6 +30,8 @@ def initial_folder(name: str | None, kind: str, *, resumed: bool) -> Path | None
             f"--save_init: --adapter {kind} trains the base itself, which is its own beginning; "
             "leave it out"
         )
+    if not name:
+        raise GradexError("--save_init: found an empty name; name a new folder, or leave it out")
     if os.path.exists(name) and not resumed:
         raise GradexError(f"--save_init {name}: exists already; name another or remove it")
     return Path(name)

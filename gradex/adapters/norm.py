@@ -105,7 +105,7 @@ def reduce_update(
 ) -> Reduced:
     """The update scale B A by the rule. Only `l2` looks at the scale, only what is random at the
     seed."""
-    _require_finite(a, b, weight)
+    _require_finite(a, b, weight, torch.tensor(scale))
     generator = torch.Generator().manual_seed(seed)
     precise = weight.double()
     pair = a.to(precise), b.to(precise)
@@ -239,4 +239,6 @@ def energy(part: Components, whole: Components) -> float:
 
 def _require_finite(*matrices: Tensor) -> None:
     if not all(torch.isfinite(matrix).all() for matrix in matrices):
-        raise GradexError("its matrices, or the weight below, hold numbers that are not finite")
+        raise GradexError(
+            "its matrices, its alpha or the weight below are not finite"
+        )

@@ -27,6 +27,8 @@ Masks = dict[str, Bool[Tensor, "..."]]
 
 def read_masks(file: Path) -> Masks:
     """The masks of a safetensors file, all of them bool."""
+    if file == Path():
+        raise GradexError("--mask: found an empty name; name a file, or leave it out")
     try:
         masks = load_file(file)
     except FileNotFoundError:

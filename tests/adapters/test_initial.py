@@ -104,6 +104,8 @@ def test_a_folder_that_is_there_is_refused_unless_the_run_goes_on(tmp_path):
     assert initial_folder(None, "full", resumed=False) is None
     with pytest.raises(GradexError, match="--adapter full trains the base"):
         initial_folder(str(tmp_path / "new"), "full", resumed=False)
+    with pytest.raises(GradexError, match="--save_init: found an empty name"):
+        initial_folder("", "milora", resumed=False)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(base, toy_batch, tmp_path):

@@ -135,9 +135,7 @@ def test_every_target_must_be_a_layer(bases, toy_batch, kind):
 
 
 def test_an_empty_target_is_no_layer(bases):
-    with pytest.raises(
-        GradexError, match=r"--lora_target_modules: a name of no letters is in no layer"
-    ):
+    with pytest.raises(GradexError, match="modules: a name of no letters is in no layer"):
         attach(bases("llama"), AdapterSpec(targets=("",)), seed=0)
 
 

@@ -123,6 +123,16 @@ def test_what_is_no_adapter_is_refused(model_folder):
         merge(Config())
 
 
+@pytest.mark.parametrize("kind", [["LORA"], None, 3])
+def test_settings_without_a_type_are_an_error(model_folder, toy_batch, kind):
+    place = model_folder("llama")
+    make_trained(Path("a"), place, "lora", toy_batch("causal")[1])
+    settings = json.loads(Path("a/adapter_config.json").read_text())
+    Path("a/adapter_config.json").write_text(json.dumps(settings | {"peft_type": kind}))
+    with pytest.raises(GradexError, match=r"a/adapter_config\.json: key 'peft_type'"):
+        merged("a", place)
+
+
 def test_a_base_that_is_recorded_nowhere_is_asked_for(model_folder, toy_batch):
     make_trained(Path("a"), model_folder("llama"), "full", toy_batch("causal")[1])
     with pytest.raises(GradexError, match=r"a: it is not recorded which base .* --base MODEL"):

@@ -262,6 +262,8 @@ def test_a_weight_without_a_space_is_refused():
         reduce_pair(a, b, torch.zeros(OUT, IN))
     with pytest.raises(GradexError, match="not finite"):
         reduce_pair(a, b * math.nan, torch.ones(OUT, IN))
+    with pytest.raises(GradexError, match=r"its alpha .*not finite"):
+        reduce_update(a, b, torch.ones(OUT, IN), rule=Rule(), scale=math.nan)
 
 
 # For comparison.

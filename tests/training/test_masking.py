@@ -176,6 +176,8 @@ def test_masks_that_do_not_fit(model):
 def test_files_that_hold_no_masks():
     with pytest.raises(GradexError, match=r"--mask gone\.safetensors: no such file"):
         read_masks(Path("gone.safetensors"))
+    with pytest.raises(GradexError, match="--mask: found an empty name"):
+        read_masks(Path(""))
     Path("bad.safetensors").write_bytes(b"not one")
     with pytest.raises(GradexError, match=r"--mask bad\.safetensors: not a safetensors file"):
         read_masks(Path("bad.safetensors"))
