@@ -107,7 +107,7 @@ def load(base: Base, folder: Path) -> nn.Module:
     What was taken out of the base when the adapter began is taken out again."""
     if (folder / WHOLE).is_file() and not (folder / SETTINGS).exists():
         return _with_weights(base.model, folder)
-    if HALVES in _marks_file(folder):
+    if has_halves(folder):
         return _with_halves(base.model, folder).eval()
     return load_all(base, {ADAPTER: folder})
 
@@ -204,6 +204,11 @@ def _named_base(folder: Path) -> Path:
     return Path(str(read_json(folder / SETTINGS, SETTINGS_OF).get("base_model_name_or_path")))
 
 
+def has_halves(folder: Path) -> bool:
+    """Whether what was taken out of the base is in the file beside what was trained."""
+    return HALVES in _marks_file(folder)
+
+
 def _marks_file(folder: Path) -> dict[str, Any]:
     """Its content; nothing where there is none."""
     if not os.path.isfile(folder / MARKS):  # also of names that no file can have
@@ -238,7 +243,7 @@ def trained_lora(folder: Path) -> dict[str, Tensor] | None:
     if settings.get("peft_type") != "LORA" or settings.get("init_lora_weights") == "mica":
         return None
     tensors = {name: t for name, t in load_file(folder / WEIGHTS).items() if ".lora_" in name}
-    if not (folder / HALVES).is_file():
+    if not has_halves(folder):
         return tensors
     return {
         name: t[: len(t) // 2] if ".lora_A." in name else t[:, : t.shape[1] // 2]

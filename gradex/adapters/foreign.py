@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gradex.adapters.folder import HALVES, SETTINGS, SETTINGS_OF, WEIGHTS, require_adapter
+from gradex.adapters.folder import SETTINGS, SETTINGS_OF, WEIGHTS, has_halves, require_adapter
 from gradex.adapters.residual import base_weight, lora_layers, take_out
 from gradex.errors import GradexError
 from gradex.models.load import Base
@@ -65,7 +65,7 @@ def _require_pair(adapter: Path, initial: Path) -> None:
     """One adapter at two times of its training."""
     for folder in (adapter, initial):
         require_adapter(folder)
-        if (folder / HALVES).exists():
+        if has_halves(folder):
             raise GradexError(f"{folder}: loads on the base as it was already; leave --initial out")
     ours, theirs = _settings(adapter), _settings(initial)
     for key in ("peft_type", *SCALE):
