@@ -55,7 +55,8 @@ class Config(TrustArguments):
     )
     initial: str | None = option(
         None, "the adapter as it was before its training, where that took a part of the base out "
-        "(peft's PiSSA, OLoRA, CorDA, LoRA-GA); default: the base was left as it is"
+        "(peft's PiSSA, OLoRA, CorDA, LoRA-GA), or the folder of --save_init; default: the base "
+        "was left as it is"
     )  # fmt: skip
     base: str | None = option(
         None, "the original base: a folder, a hub id, or demo; default: the one the adapter names"
@@ -121,10 +122,15 @@ def _write_layers(file: Path, made: Conversion) -> None:
 def _tell(adapter: Path, made: Conversion) -> None:
     ranks = [cut.factors.rank for cut in made.layers.values()]
     log.info(
-        "%s: a plain LoRA on %d layers, of ranks %d to %d, in %d numbers (before: %d)", adapter,
-        len(ranks), min(ranks), max(ranks), made.sizes[1], made.sizes[0],
+        "%s: a plain LoRA on %d layers, of rank %s, in %d numbers (before: %d)", adapter,
+        len(ranks), _span(ranks), made.sizes[1], made.sizes[0],
     )  # fmt: skip
     log.info("the updates' relative error is %.2g; %s", made.error, made.agreement.sentence())
+
+
+def _span(ranks: list[int]) -> str:
+    low, high = min(ranks), max(ranks)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from gradex.adapters.folder import (
     load,
     load_all,
 )
-from gradex.adapters.foreign import load_on_residual, require_own_base
+from gradex.adapters.foreign import load_on_residual, require_own_base, require_whole_base
 from gradex.adapters.merge import class_names_of, require_changed_weights
 from gradex.errors import GradexError
 from gradex.models.encoding import on_best_device
@@ -54,13 +54,14 @@ def write_lora(
     """The adapter as a plain LoRA in `folder`, which peft reads back and which is compared with it
     on the base. An error where the two differ although nothing was cut off."""
     _require_convertible(adapter)
+    require_whole_base(spec.path)
     labels = class_names_of(adapter)
     base = on_best_device(load_base(spec, labels=labels))
     inputs = probe(base)
     plain = answers(base.model, inputs, of=spec.path)
     model = _with_adapter(base, adapter, initial)
     wanted = answers(model, inputs, of=adapter)
-    cuts = _write(model, adapter, folder, target)
+    cuts = _write(model, adapter, folder, target, base_path=spec.source)
     del base, model  # two models at once need not fit
     again = on_best_device(load_base(spec, labels=labels))
     found = answers(load_all(again, {ADAPTER: folder}), inputs, of=folder)
@@ -107,7 +108,9 @@ def _with_adapter(base: Base, adapter: Path, initial: Path | None) -> nn.Module:
     return load(base, adapter)
 
 
-def _write(model: nn.Module, adapter: Path, folder: Path, target: Target) -> dict[str, Cut]:
+def _write(
+    model: nn.Module, adapter: Path, folder: Path, target: Target, *, base_path: str
+) -> dict[str, Cut]:
     """The folder of the LoRA; returns layer -> its update, those that are zero left out."""
     cuts = {name: cut for name, cut in _cuts(model, target) if cut.factors.rank}
     if not cuts:
@@ -118,7 +121,8 @@ def _write(model: nn.Module, adapter: Path, folder: Path, target: Target) -> dic
         tensors[f"{PREFIX}{name}.lora_B.weight"] = _stored(cut.factors.b)
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     layers = {name: cut.factors for name, cut in cuts.items()}
-    write_json(folder / SETTINGS, _settings(adapter, model, layers))
+    settings = _settings(adapter, model, layers)
+    write_json(folder / SETTINGS, settings | {"base_model_name_or_path": base_path})
     return cuts
 
 
@@ -189,7 +193,6 @@ def _settings(adapter: Path, model: nn.Module, layers: Mapping[str, Factors]) ->
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
         task_type=before.get("task_type"),
         modules_to_save=before.get("modules_to_save"),
-        base_model_name_or_path=before.get("base_model_name_or_path"),
         inference_mode=True,
     )
     return {

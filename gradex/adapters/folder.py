@@ -40,6 +40,7 @@ WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
 MARKS = "gradex.json"
 HALVES = "second_half"  # a key of it: the file's matrices are [A; A0] and [B | -B0]
+RESIDUAL = "residual model"
 WHOLE = "model.safetensors"
 SETTINGS_OF = "a peft adapter's settings"
 BONE = "BONE"  # the type of MiSS adapters that were written by peft 0.14 to 0.18
@@ -202,6 +203,11 @@ def _require_its_base(model: nn.Module, folder: Path) -> None:
 
 def _named_base(folder: Path) -> Path:
     return Path(str(read_json(folder / SETTINGS, SETTINGS_OF).get("base_model_name_or_path")))
+
+
+def is_residual(place: Path) -> bool:
+    """Whether a model's folder holds what was left of a base that an adapter began from."""
+    return _marks_file(place).get("is_a") == RESIDUAL
 
 
 def has_halves(folder: Path) -> bool:

@@ -14,7 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gradex.adapters.folder import SETTINGS, SETTINGS_OF, WEIGHTS, has_halves, require_adapter
+from gradex.adapters.folder import (
+    SETTINGS,
+    SETTINGS_OF,
+    WEIGHTS,
+    has_halves,
+    is_residual,
+    require_adapter,
+)
 from gradex.adapters.residual import base_weight, lora_layers, take_out
 from gradex.errors import GradexError
 from gradex.models.load import Base
@@ -23,6 +30,15 @@ from gradex.records import read_json
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 SCALE = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 LEFT = 0.05  # of the part that was taken out: less is rounding
+
+
+def require_whole_base(path: str) -> None:
+    """Refuse a residual model, on which no adapter is one of the base as it was."""
+    if is_residual(Path(path)):
+        raise GradexError(
+            f"--base {path}: a residual model that --save_init left; name the model as it was "
+            "before, and beside it the adapter as it began with --initial"
+        )
 
 
 def require_own_base(adapter: Path) -> None:
@@ -40,6 +56,7 @@ def load_on_residual(base: Base, adapter: Path, initial: Path) -> nn.Module:
     """The base, with what the training took out of it taken out, and the trained adapter on it."""
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
+    initial = _adapter_of(initial)
     _require_pair(adapter, initial)
     trained, begun = load_file(adapter / WEIGHTS), load_file(initial / WEIGHTS)
     settings = _settings(adapter) | {
@@ -59,6 +76,11 @@ def load_on_residual(base: Base, adapter: Path, initial: Path) -> nn.Module:
         first = str(error).splitlines()[0]
         raise GradexError(f"{adapter}: does not fit this base model ({first})") from None
     return model
+
+
+def _adapter_of(initial: Path) -> Path:
+    """Also where the folder is that of --save_init, which has the adapter beside its model."""
+    return initial if (initial / SETTINGS).exists() else initial / "adapter"
 
 
 def _require_pair(adapter: Path, initial: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from gradex.adapters import peft_configs as configs
-from gradex.adapters.folder import save_plainly, write_marks
+from gradex.adapters.folder import RESIDUAL, save_plainly, write_marks
 from gradex.adapters.kinds import kind_of
 from gradex.adapters.residual import residual_marks
 from gradex.errors import GradexError
@@ -51,7 +51,7 @@ def save_initial(model: nn.Module, folder: Path, *, tokenizer: Any, base_path: s
     if marks:
         write_marks(part / "adapter", marks, begins="on a residual model")
         _save_residual(model, part / "model", tokenizer=tokenizer)
-        write_marks(part / "model", marks, is_a="residual model")
+        write_marks(part / "model", marks, is_a=RESIDUAL)
     part.rename(folder)
 
 

@@ -25,6 +25,7 @@ from gradex.adapters import as_lora
 from gradex.adapters import folder as folders
 from gradex.adapters.as_lora import adapted_layers, product_of
 from gradex.adapters.attach import attach
+from gradex.adapters.initial import save_initial
 from gradex.adapters.kinds import KINDS
 from gradex.adapters.residual import lora_layers
 from gradex.convert import Config, convert
@@ -183,6 +184,35 @@ def test_the_beginning_carries_a_foreign_adapter_home(pissa):
 def test_without_its_beginning_it_is_refused(pissa):
     with pytest.raises(GradexError, match=r"trained: .* pissa, .* --initial DIR"):
         converted(pissa[0], "trained")
+
+
+@pytest.fixture
+def begun_here(model_folder, toy_batch):
+    """What --save_init leaves, and what peft alone made of it: begun/ and trained/."""
+    place = model_folder("llama")
+    base = plain(place)
+    adapted = attach(base, spec_of("milora"), seed=0, batches=[toy_batch("causal")[1]])
+    save_initial(adapted, Path("begun"), tokenizer=base.tokenizer, base_path=str(place))
+    residual = plain(Path("begun/model")).model
+    model = peft.PeftModel.from_pretrained(residual, "begun/adapter", is_trainable=True)
+    shake(model).save_pretrained("trained", save_embedding_layers=False)
+    return place, logits(model)
+
+
+@pytest.mark.parametrize("initial", ["begun", "begun/adapter"])
+def test_what_peft_made_of_a_saved_beginning_comes_home(begun_here, initial):
+    place, wanted = begun_here
+    folder = converted(place, "trained", initial=initial)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(place)
+    torch.testing.assert_close(logits(by_peft_alone(place, folder)), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("initial", [None, "begun"])
+def test_a_residual_model_is_no_base_to_come_home_to(begun_here, initial):
+    """Which the adapter's own settings name."""
+    with pytest.raises(GradexError, match=r"--base .*model: a residual model.* --initial"):
+        convert(Config(adapter="trained", initial=initial))
 
 
 def test_a_beginning_of_something_else_is_refused(pissa, toy_batch):
