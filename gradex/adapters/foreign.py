@@ -21,10 +21,11 @@ from gradex.adapters.folder import (
     has_halves,
     is_residual,
     require_adapter,
+    weight_files,
 )
 from gradex.adapters.residual import base_weight, lora_layers, take_out
 from gradex.errors import GradexError
-from gradex.models.load import Base
+from gradex.models.load import Base, hash_files
 from gradex.records import read_json
 
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -96,7 +97,12 @@ def _require_pair(adapter: Path, initial: Path) -> None:
                 f"--initial {initial}: its {key} is {theirs.get(key)}, that of {adapter} is "
                 f"{ours.get(key)}; expected the same adapter before its training"
             )
-    if ours.get("peft_type") != "LORA" or ours.get("use_dora"):
+    if hash_files(weight_files(adapter)) == hash_files(weight_files(initial)):
+        raise GradexError(
+            f"--initial {initial}: the same weights as {adapter}; expected the adapter before its "
+            "training"
+        )
+    if ours.get("peft_type") != "LORA" or ours.get("use_dora") or theirs.get("use_dora"):
         raise GradexError(f"{adapter}: --initial is for plain LoRA adapters; leave it out")
 
 

@@ -126,6 +126,8 @@ def reduce_update(
 def candidate_ranks(rank: int, *, step: float, range_start: int) -> list[int]:
     """The ranks step k r from k = `range_start` on, and r itself; each once, in order."""
     slack = 1e-9  # 0.1 * 3 * 10 is not quite 3
+    if step * rank <= 1:  # which skips no rank, in however many steps
+        return [*range(max(1, int(step * range_start * rank + slack)), rank), rank]
     last = math.ceil(1 / step - slack)
     tried = {max(1, int(step * k * rank + slack)) for k in range(range_start, last)}
     return sorted(tried | {rank})
@@ -239,6 +241,4 @@ def energy(part: Components, whole: Components) -> float:
 
 def _require_finite(*matrices: Tensor) -> None:
     if not all(torch.isfinite(matrix).all() for matrix in matrices):
-        raise GradexError(
-            "its matrices, its alpha or the weight below are not finite"
-        )
+        raise GradexError("its matrices, its alpha or the weight below are not finite")

@@ -226,6 +226,11 @@ def test_a_beginning_of_something_else_is_refused(pissa, toy_batch):
         converted(place, "a", initial="b")
     with pytest.raises(GradexError, match="home: loads on the base as it was already"):
         converted(place, "home", initial="a")
+    with pytest.raises(GradexError, match="--initial trained: the same weights as trained"):
+        converted(place, "trained", initial="trained")
+    make_trained(Path("d"), place, "dora", toy_batch("causal")[1])
+    with pytest.raises(GradexError, match="--initial is for plain LoRA adapters"):
+        converted(place, "a", initial="d")
 
 
 # Refusals.

@@ -266,6 +266,19 @@ def test_a_weight_without_a_space_is_refused():
         reduce_update(a, b, torch.ones(OUT, IN), rule=Rule(), scale=math.nan)
 
 
+@pytest.mark.parametrize("rank", [1, 3, 8, 10])
+def test_steps_finer_than_a_rank_try_every_rank(rank):
+    """At once, in however many steps."""
+    for step in (0.1, 0.02, 1e-3, 1 / rank):
+        for start in (1, 2, 7, 40):
+            if step * rank > 1:
+                continue
+            by_steps = {max(1, int(step * k * rank + 1e-9)) for k in range(start, 1001)}
+            expected = sorted({c for c in by_steps if c < rank} | {rank})
+            assert candidate_ranks(rank, step=step, range_start=start) == expected
+    assert candidate_ranks(rank, step=1e-12, range_start=1) == [*range(1, rank + 1)]
+
+
 # For comparison.
 
 
