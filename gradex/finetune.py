@@ -2,6 +2,7 @@
 
     python -m gradex.finetune
     python -m gradex.finetune --selection runs/weigh/... --max_steps 500
+    python -m gradex.finetune --adapter milora --save_init begun
     python -m gradex.finetune --mixer pareto --mix_every 50
     python -m gradex.finetune --ensemble runs/group/...
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gradex.adapters.attach import attach
-from gradex.adapters.folder import export, load, load_all
+from gradex.adapters.folder import export, load, load_all, trained_lora
 from gradex.adapters.kinds import KINDS, parse_options
 from gradex.adapters.residual import ADAPTER, base_weight, lora_layers, mark, taken_out
 from gradex.adapters.spec import AdapterSpec
@@ -179,3 +179,14 @@ def test_a_weight_of_two_layers_is_refused(base):
         pytest.raises(GradexError, match="lm_head is an embedding or"),
     ):
         attach(base("gpt2"), spec, seed=0)
+
+
+def test_what_was_trained_is_read_without_what_was_taken_out(base, toy_batch, tmp_path):
+    model = shaken(begun(base(), toy_batch("causal")[1]))
+    export(model, tmp_path, base_path="the/base", card=None)
+    found = trained_lora(tmp_path)
+    for name, layer in lora_layers(model):
+        for part in ("lora_A", "lora_B"):
+            weight = getattr(layer, part)[ADAPTER].weight
+            torch.testing.assert_close(found.pop(f"{name}.{part}.weight"), weight.detach())
+    assert not found
