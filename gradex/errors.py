@@ -24,6 +24,11 @@ def _named(found: object, known: list[str]) -> str:
     return f"{', '.join(named)}, and {len(known) - len(named)} more"
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says in its first line; the error's name where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def printable(text: str) -> str:
     """The text with what a terminal would obey written out: names come from files of others."""
     return "".join(

@@ -13,7 +13,7 @@ from typing import Any
 from gradex.adapters.beginning import Beginning
 from gradex.adapters.peft_configs import TASK_TYPES
 from gradex.adapters.spec import ALL_LINEAR, AdapterSpec
-from gradex.errors import GradexError, unknown
+from gradex.errors import GradexError, first_line, unknown
 
 FLAG = "--peft_config"
 # What peft writes beside the settings: where an adapter came from, and how it was loaded.
@@ -102,11 +102,7 @@ def _made(made: type, settings: Mapping[str, Any]) -> Any:
     try:
         return made(**settings)
     except (TypeError, ValueError, ImportError) as error:
-        raise GradexError(f"{FLAG}: not a config of peft's ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise GradexError(f"{FLAG}: not a config of peft's ({first_line(error)})") from None
 
 
 def config(spec: AdapterSpec, beginning: Beginning) -> Any:

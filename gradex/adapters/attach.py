@@ -13,7 +13,7 @@ from gradex.adapters.kinds import Kind, kind_of, require_sound
 from gradex.adapters.spec import ALL_LINEAR, AdapterSpec
 from gradex.adapters.targets import require_takeable, require_targets
 from gradex.data.tokens import Batch
-from gradex.errors import GradexError
+from gradex.errors import GradexError, first_line
 from gradex.models.load import Base
 
 
@@ -65,8 +65,8 @@ def _wrapped(model: nn.Module, spec: AdapterSpec, config: Any) -> nn.Module:
     try:
         model = get_peft_model(model, config)
     except Exception as error:  # a setting that cannot be makes peft raise what it stumbles over
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise GradexError(f"--adapter {spec.kind}: not for this model ({first})") from None
+        told = first_line(error)
+        raise GradexError(f"--adapter {spec.kind}: not for this model ({told})") from None
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise GradexError(f"--adapter {spec.kind}: finds nothing to train in this model")
     return model

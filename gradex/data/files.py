@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradex.data.formats import EXTRA_CELLS, Record
-from gradex.errors import GradexError, unknown
+from gradex.errors import GradexError, first_line, unknown
 
 HUB_PREFIX = "hub:"
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
@@ -82,7 +82,7 @@ def _parse(text: str, where: str) -> Any:
     except RecursionError:
         raise GradexError(f"{where}: JSON nested too deeply") from None
     except ValueError as error:  # a whole number of thousands of digits
-        raise GradexError(f"{where}: JSON that cannot be read ({_first(error)})") from None
+        raise GradexError(f"{where}: JSON that cannot be read ({first_line(error)})") from None
 
 
 def _mapping(value: Any, where: str) -> Record:
@@ -136,7 +136,7 @@ def _from_parquet(file: Path) -> Iterator[tuple[str, Record]]:
                     yield f"{file} row {number}", record
                     number += 1
     except (ArrowException, OSError) as error:
-        raise GradexError(f"{file}: not a readable parquet file ({_first(error)})") from None
+        raise GradexError(f"{file}: not a readable parquet file ({first_line(error)})") from None
 
 
 def _from_saved_dataset(folder: Path, split: str | None) -> Iterator[tuple[str, Record]]:
@@ -145,7 +145,7 @@ def _from_saved_dataset(folder: Path, split: str | None) -> Iterator[tuple[str, 
     try:
         data = load_from_disk(str(folder))
     except (FileNotFoundError, ValueError) as error:
-        raise GradexError(f"{folder}: not a saved data set ({_first(error)})") from None
+        raise GradexError(f"{folder}: not a saved data set ({first_line(error)})") from None
     if isinstance(data, DatasetDict):
         data = _split_of(data, split, str(folder))
     # A saved data set remembers a numpy or torch format; rows are read as plain values.
@@ -164,7 +164,7 @@ def _from_hub(name: str, config: str | None, split: str | None) -> Iterator[tupl
     except GradexError:
         raise
     except Exception as error:  # the hub client raises many unrelated types, while it streams too
-        raise GradexError(f"{where}: cannot be loaded ({_first(error)})") from None
+        raise GradexError(f"{where}: cannot be loaded ({first_line(error)})") from None
 
 
 def _split_of(data: Mapping[str, Any], split: str | None, where: str) -> Any:
@@ -184,16 +184,12 @@ def _from_pickle(file: Path, allow_pickle: bool) -> Iterator[tuple[str, Record]]
         with open(file, "rb") as stream:
             content = pickle.load(stream)
     except Exception as error:  # unpickling runs code, which raises what it likes
-        raise GradexError(f"{file}: not a readable pickle file ({_first(error)})") from None
+        raise GradexError(f"{file}: not a readable pickle file ({first_line(error)})") from None
     if hasattr(content, "to_dict") and hasattr(content, "columns"):
         content = content.to_dict("records")
     if not isinstance(content, list):
         raise GradexError(f"{file}: found {type(content).__name__}, expected a list of records")
     yield from _items(content, file)
-
-
-def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Record]]]] = {

@@ -19,7 +19,7 @@ from torch import nn
 
 from gradex.data.demo import MODEL_DIR
 from gradex.data.tokens import Family
-from gradex.errors import GradexError
+from gradex.errors import GradexError, first_line
 
 log = logging.getLogger(__name__)
 DEMO = "demo"
@@ -276,6 +276,5 @@ def hash_files(files: Sequence[Path]) -> str:
 
 
 def _not_loaded(spec: BaseSpec, what: str, error: Exception) -> GradexError:
-    first = (str(error) or type(error).__name__).splitlines()[0]
     place = "" if Path(spec.source).exists() else "no such folder here, and from the hub "
-    return GradexError(f"{spec.path}: {place}its {what} could not be loaded ({first})")
+    return GradexError(f"{spec.path}: {place}its {what} could not be loaded ({first_line(error)})")

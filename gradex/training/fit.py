@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from gradex.data.tokens import Encoder, Example
-from gradex.errors import GradexError
+from gradex.errors import GradexError, first_line
 from gradex.models.load import Base
 from gradex.training.begin import Start, begin
 from gradex.training.callbacks import KeepAdapters, LossCurve
@@ -149,8 +149,7 @@ def _trainer(recipe: Recipe, callbacks: list[pl.Callback], loggers: list[Logger]
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
         raise GradexError(
             f"--devices {recipe.devices} --strategy {recipe.strategy} --precision "
-            f"{recipe.precision}: {first}"
+            f"{recipe.precision}: {first_line(error)}"
         ) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
-from gradex.errors import GradexError
+from gradex.errors import GradexError, first_line
 
 
 def require_loggers(names: Iterable[str] | None) -> None:
@@ -62,5 +62,4 @@ def _begun(name: str, make: Callable[[Path], Logger], folder: Path) -> Logger:
         _ = logger.experiment
         return logger
     except Exception as error:  # each raises errors of its own kinds
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise GradexError(f"--report_to {name}: cannot be begun ({first})") from None
+        raise GradexError(f"--report_to {name}: cannot be begun ({first_line(error)})") from None
