@@ -21,7 +21,7 @@ from gradex.adapters.folder import (
     load,
     load_all,
 )
-from gradex.adapters.foreign import load_on_residual, require_own_base, require_whole_base
+from gradex.adapters.foreign import load_with_initial, require_own_base, require_whole_base
 from gradex.adapters.merge import class_names_of, require_changed_weights
 from gradex.errors import GradexError
 from gradex.models.encoding import on_best_device
@@ -103,7 +103,7 @@ def _why_not(settings: Mapping[str, Any]) -> str | None:
 
 def _with_adapter(base: Base, adapter: Path, initial: Path | None) -> nn.Module:
     if initial is not None:
-        return load_on_residual(base, adapter, initial)
+        return load_with_initial(base, adapter, initial)
     require_own_base(adapter)
     return load(base, adapter)
 

@@ -16,23 +16,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradex.adapters.adalora import forget_lossy_pattern, without_false_alarms
-from gradex.adapters.residual import (
-    ADAPTER,
-    Marks,
-    lora_layers,
-    own_marks,
-    require_marked,
-    take_out,
-    taken_out,
+from gradex.adapters.halves import (
+    double,
+    first_halves,
+    halve,
+    joined,
+    load_on_residual,
+    taken_pair,
 )
-from gradex.errors import GradexError
+from gradex.adapters.residual import ADAPTER, Marks, own_marks, require_marked, taken_out
+from gradex.errors import GradexError, first_line
 from gradex.models.load import Base, hash_files
 from gradex.records import read_json, write_json
 
@@ -62,9 +61,9 @@ def _export_adapter(model: nn.Module, folder: Path, *, base_path: str) -> None:
     taken = taken_out(model)
     (folder / MARKS).unlink(missing_ok=True)
     if taken:
-        settings = _double(read_json(folder / SETTINGS, SETTINGS_OF))
-        write_json(folder / SETTINGS, settings)
-        save_file(_with_taken(folder / WEIGHTS, taken), folder / WEIGHTS, {"format": "pt"})
+        write_json(folder / SETTINGS, double(read_json(folder / SETTINGS, SETTINGS_OF)))
+        tensors = joined(load_file(folder / WEIGHTS), taken)
+        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
         write_marks(folder, own_marks(model), **{HALVES: "taken out of the base"})
 
 
@@ -84,24 +83,6 @@ def write_marks(folder: Path, marks: Marks, **more: str) -> None:
     write_json(folder / MARKS, {**more, "base": marks})
 
 
-def _double(settings: dict[str, Any]) -> dict[str, Any]:
-    """Twice the rank at the same scale, begun from what is in the file."""
-    return settings | {
-        "r": 2 * settings["r"],
-        "lora_alpha": 2 * settings["lora_alpha"],
-        "init_lora_weights": True,
-    }
-
-
-def _with_taken(file: Path, taken: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    tensors = load_file(file)
-    for name, (a, b) in taken.items():
-        key_a, key_b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
-        tensors[key_a] = torch.cat([tensors[key_a], a.cpu()])
-        tensors[key_b] = torch.cat([tensors[key_b], -b.cpu()], dim=1).contiguous()
-    return tensors
-
-
 def load(base: Base, folder: Path) -> nn.Module:
     """The base model with an adapter from a folder, to be trained on, in eval mode.
 
@@ -111,6 +92,11 @@ def load(base: Base, folder: Path) -> nn.Module:
     if has_halves(folder):
         return _with_halves(base.model, folder).eval()
     return load_all(base, {ADAPTER: folder})
+
+
+def has_halves(folder: Path) -> bool:
+    """Whether its second half is what was taken out of the base."""
+    return HALVES in _marks_file(folder)
 
 
 def _with_weights(model: nn.Module, folder: Path) -> nn.Module:
@@ -125,32 +111,14 @@ def _with_weights(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def _with_halves(model: nn.Module, folder: Path) -> nn.Module:
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-
     require_adapter(folder)
     _require_its_base(model, folder)
-    settings = read_json(folder / SETTINGS, SETTINGS_OF)
-    settings |= {
-        "r": settings["r"] // 2,
-        "lora_alpha": settings["lora_alpha"] / 2,
-        "inference_mode": False,
-        "base_model_name_or_path": None,  # which peft would hold against where this base lies
-    }
+    settings = halve(read_json(folder / SETTINGS, SETTINGS_OF))
     tensors = load_file(folder / WEIGHTS)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model = get_peft_model(model, LoraConfig(**settings))
-        for name, layer in lora_layers(model):
-            a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
-            rank = len(a) // 2
-            take_out(layer, a[rank:].to(layer.lora_A[ADAPTER].weight.device), -b[:, rank:])
-            tensors[f"{name}.lora_A.weight"] = a[:rank].contiguous()
-            tensors[f"{name}.lora_B.weight"] = b[:, :rank].contiguous()
-        set_peft_model_state_dict(model, tensors)
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        first = str(error).splitlines()[0]
-        raise GradexError(f"{folder}: the adapter does not fit this base model ({first})") from None
-    return model
+    return load_on_residual(
+        model, settings, first_halves(tensors), where=folder,
+        taken=lambda name, _: taken_pair(tensors, name),
+    )  # fmt: skip
 
 
 def load_all(base: Base, folders: Mapping[str, Path]) -> nn.Module:
@@ -177,8 +145,8 @@ def _with_adapter(model: nn.Module, folder: Path, name: str, *, is_trainable: bo
                 model, folder, adapter_name=name, is_trainable=is_trainable
             )
     except Exception as error:  # a broken file makes libraries raise whatever they stumble over
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise GradexError(f"{folder}: the adapter does not fit this base model ({first})") from None
+        told = first_line(error)
+        raise GradexError(f"{folder}: the adapter does not fit this base model ({told})") from None
     _require_all_weights(model, folder, name)
     return model
 
@@ -249,12 +217,7 @@ def trained_lora(folder: Path) -> dict[str, Tensor] | None:
     if settings.get("peft_type") != "LORA" or settings.get("init_lora_weights") == "mica":
         return None
     tensors = {name: t for name, t in load_file(folder / WEIGHTS).items() if ".lora_" in name}
-    if not has_halves(folder):
-        return tensors
-    return {
-        name: t[: len(t) // 2] if ".lora_A." in name else t[:, : t.shape[1] // 2]
-        for name, t in tensors.items()
-    }
+    return first_halves(tensors) if has_halves(folder) else tensors
 
 
 def weight_files(folder: Path) -> list[Path]:

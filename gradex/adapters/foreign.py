@@ -10,7 +10,6 @@ training began with holds A0 and B0.
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,7 +22,8 @@ from gradex.adapters.folder import (
     require_adapter,
     weight_files,
 )
-from gradex.adapters.residual import base_weight, lora_layers, take_out
+from gradex.adapters.halves import Pair, load_on_residual, pair_keys
+from gradex.adapters.residual import base_weight
 from gradex.errors import GradexError
 from gradex.models.load import Base, hash_files
 from gradex.records import read_json
@@ -53,30 +53,20 @@ def require_own_base(adapter: Path) -> None:
         )
 
 
-def load_on_residual(base: Base, adapter: Path, initial: Path) -> nn.Module:
+def load_with_initial(base: Base, adapter: Path, initial: Path) -> nn.Module:
     """The base, with what the training took out of it taken out, and the trained adapter on it."""
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-
     initial = _adapter_of(initial)
     _require_pair(adapter, initial)
-    trained, begun = load_file(adapter / WEIGHTS), load_file(initial / WEIGHTS)
-    settings = _settings(adapter) | {
-        "init_lora_weights": True,
-        "inference_mode": False,
-        "base_model_name_or_path": None,  # which peft would hold against where this base lies
-    }
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model = get_peft_model(base.model, PeftConfig.from_peft_type(**settings))
-        for name, layer in lora_layers(model):
-            a, b = begun[f"{name}.lora_A.weight"], begun[f"{name}.lora_B.weight"]
-            _require_whole(layer, b, a, name=name)
-            take_out(layer, a, b)
-        set_peft_model_state_dict(model, trained)
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        first = str(error).splitlines()[0]
-        raise GradexError(f"{adapter}: does not fit this base model ({first})") from None
-    return model
+    begun = load_file(initial / WEIGHTS)
+
+    def taken(name: str, layer: Any) -> Pair:
+        a, b = (begun[key] for key in pair_keys(name))
+        _require_whole(layer, a, b, name=name)
+        return a, b
+
+    settings = _settings(adapter) | {"init_lora_weights": True}
+    trained = load_file(adapter / WEIGHTS)
+    return load_on_residual(base.model, settings, trained, taken=taken, where=adapter)
 
 
 def _adapter_of(initial: Path) -> Path:
@@ -106,7 +96,7 @@ def _require_pair(adapter: Path, initial: Path) -> None:
         raise GradexError(f"{adapter}: --initial is for plain LoRA adapters; leave it out")
 
 
-def _require_whole(layer: Any, b: Tensor, a: Tensor, *, name: str) -> None:
+def _require_whole(layer: Any, a: Tensor, b: Tensor, *, name: str) -> None:
     """What was taken out has to be in the base: a residual has nothing left where B0 leads."""
     weight = base_weight(layer).float()
     b, a = b.to(weight), a.to(weight)

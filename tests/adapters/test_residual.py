@@ -162,6 +162,14 @@ def test_marks_see_small_changes_and_no_dtype():
     assert mark(weight) != mark(1.01 * weight) and mark(weight) != mark(weight.T)
 
 
+def test_trained_is_the_first_half_alone(base, toy_batch, tmp_path):
+    _, batch = toy_batch("causal")
+    model = shaken(begun(base(), batch))
+    export(model, tmp_path / "a", base_path="base", card=None)
+    wanted = {n.replace(f".{ADAPTER}", ""): p for n, p in model.named_parameters() if "lora_" in n}
+    torch.testing.assert_close(trained_lora(tmp_path / "a"), wanted, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"base": 3}', '{"base": {"gone": "x"}}'])
 def test_marks_that_are_damaged_are_an_error(base, toy_batch, tmp_path, content):
     _, batch = toy_batch("causal")
