@@ -178,11 +178,6 @@ def is_residual(place: Path) -> bool:
     return _marks_file(place).get("is_a") == RESIDUAL
 
 
-def has_halves(folder: Path) -> bool:
-    """Whether what was taken out of the base is in the file beside what was trained."""
-    return HALVES in _marks_file(folder)
-
-
 def _marks_file(folder: Path) -> dict[str, Any]:
     """Its content; nothing where there is none."""
     if not os.path.isfile(folder / MARKS):  # also of names that no file can have
