@@ -19,6 +19,7 @@ from gradex.data.writing import write_records
 from gradex.errors import GradexError
 from gradex.records import write_text
 from gradex.reporting.dataset_card import CardRow, dataset_card
+from gradex.reporting.sentences import plural
 from gradex.selection.choice import Selection
 from gradex.selection.chosen import read_chosen
 from gradex.selection.portions import COLUMNS, Portion, mixture, portions_of
@@ -116,10 +117,10 @@ def _write_folder(
         card = _card(run, selection, _card_rows(portions, files, mixed), readers, recipe)
         write_text(run.part / "README.md", card)
     log.info(
-        "%d training rows of %d sources%s, for %s",
-        sum(file.n_rows for file in files.values()), len(files),
+        "%d training rows of %s%s, for %s",
+        sum(file.n_rows for file in files.values()), plural(len(files), "source"),
         f", {rows_drawn(recipe)} in the mixture by shares" if mixed else "",
-        ", ".join(readers.trainers) or run.settings["to"],
+        ", ".join(readers.trainers) or "whoever reads rows",
     )  # fmt: skip
 
 

@@ -199,7 +199,8 @@ def _no_option(name: str, key: str) -> GradexError:
     known = kind_of(name).options
     if not known:
         return GradexError(f"--adapter_args {key}: {name} has no settings of its own; leave it out")
-    return unknown(f"setting of {name}", key, known, "--adapter_args")
+    told = "; ".join(f"{key} ({option.help})" for key, option in known.items())
+    return GradexError(f"--adapter_args {key}: no setting of {name}; known are: {told}")
 
 
 def require_sound(spec: AdapterSpec, *, steps: int = 0) -> None:
