@@ -15,7 +15,7 @@ kept in runs/covariances. The device holds what one layer needs.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,16 +38,14 @@ from gradex.checks.truncations import Study, Truncations, fewest_components, wit
 from gradex.config import main, option, require_not_negative, require_positive, with_defaults
 from gradex.data.recorded import load_data
 from gradex.data.sources import Sources
-from gradex.data.tokens import Encoder, Example, encode_all
 from gradex.errors import GradexError, unknown
 from gradex.models.encoding import on_best_device
 from gradex.models.load import DEMO, base_spec
 from gradex.records import write_json
 from gradex.reporting.decomposition import losses_by_discard, write_tables
 from gradex.training.begin import calibration_batches, start_examples
-from gradex.training.prepare import load_base_and_encoder, training_examples
+from gradex.training.prepare import load_base_and_encoder, select_examples, training_examples
 
-SPLIT = "select"
 EIGHTHS = range(1, 8)  # discarded by default
 INHERITED = ("calib_rows", "lora_target_modules", "max_length")
 log = logging.getLogger(__name__)
@@ -148,7 +146,7 @@ def _begin(config: Config, settings: dict[str, Any], sources: Sources, folder: P
     base = on_best_device(base)
     model, layers = with_targets(base, config.lora_target_modules)
     discards = _discards(config, layers)
-    held_out = _held_out(sources, config.target, encoder)
+    held_out = select_examples(encoder, sources, config.target)
     rows = start_examples(config.calib_source, encoder, sources)
     rows = rows or training_examples(encoder, sources, sources.trainable)[0]
     batches = partial(calibration_batches, base, encoder=encoder, seed=config.seed)
@@ -169,19 +167,6 @@ def _discards(config: Config, layers: Mapping[str, Any]) -> list[int]:
             f"--discard {max(config.discard)}: {name} has only {most} components; discard fewer"
         )
     return sorted(set(config.discard))
-
-
-def _held_out(
-    sources: Sources, targets: Sequence[str], encoder: Encoder
-) -> dict[str, list[Example]]:
-    found = {name: encode_all(encoder, sources[name].rows[SPLIT])[0] for name in targets}
-    for name, examples in found.items():
-        if not examples:
-            raise GradexError(
-                f"target '{name}': none of its {SPLIT} rows has a label within --max_length "
-                f"{encoder.max_length} tokens; raise it, or leave the target out"
-            )
-    return found
 
 
 def _tell(content: Mapping[str, Any]) -> None:

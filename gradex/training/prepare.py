@@ -56,7 +56,7 @@ def select_examples(
         if not examples:
             raise GradexError(
                 f"target '{name}': none of its select rows has a label within --max_length "
-                f"{encoder.max_length} tokens; raise it"
+                f"{encoder.max_length} tokens; raise it, or leave the target out"
             )
     return found
 
