@@ -10,15 +10,14 @@ time. Sums are float32, or float64 where the model is. They lie in the host's me
 layer, so that the device holds the product of one layer at a time beside the model.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
+from gradex.adapters.inputs import in_eval_mode, told_apart, watching
 from gradex.data.tokens import IGNORED, Batch, Family
 from gradex.errors import GradexError
 from gradex.models.losses import label_logits
@@ -46,10 +45,10 @@ def collect(
     def note(name: str, inputs: Tensor) -> None:
         sums[name].add(*_by_sample(name, inputs, masks))
 
-    with torch.no_grad(), _in_eval_mode(model), _watching(layers, note):
+    with torch.no_grad(), in_eval_mode(model), watching(layers, note):
         with progress("covariances", len(batches), unit="batch") as bar:
             for batch in batches:
-                batch = _told_apart(batch, family)
+                batch = told_apart(batch, family)
                 masks[:] = _masks(batch, family)
                 label_logits(model, batch, family)
                 bar.update()
@@ -92,14 +91,6 @@ class _Sums:
         return found
 
 
-def _told_apart(batch: Batch, family: Family) -> Batch:
-    """Texts and labels of an encoder-decoder at different widths: by how many tokens a layer is
-    given it is known whether they are the encoder's, as in cross-attention, or the decoder's."""
-    if family == "seq2seq" and batch["labels"].shape == batch["input_ids"].shape:
-        return batch | {"labels": pad(batch["labels"], (0, 1), value=IGNORED)}
-    return batch
-
-
 def _masks(batch: Batch, family: Family) -> Masks:
     """The real tokens of each stream; a decoder reads its labels, moved by one place."""
     text = batch["attention_mask"].bool()
@@ -120,33 +111,3 @@ def _by_sample(
         f"{name}: is given {tuple(shape)} vectors for {len(masks[0])} rows, expected them by row "
         "and token; leave this layer out with --lora_target_modules"
     )
-
-
-@contextmanager
-def _watching(
-    layers: Mapping[str, nn.Module], note: Callable[[str, Tensor], None]
-) -> Iterator[None]:
-    """Hand on what the layers are given."""
-
-    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, args: note(name, args[0])
-
-    handles = [
-        module.register_forward_pre_hook(hook_of(name)) for name, module in layers.items()
-    ]  # fmt: skip
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

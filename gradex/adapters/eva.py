@@ -9,9 +9,7 @@ section 3), so that all rows are seen once and no batch has to be large.
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from gradex.adapters.beginning import Beginning
 from gradex.adapters.inits import randomised_svd
+from gradex.adapters.inputs import Note, in_eval_mode, told_apart, watching
 from gradex.adapters.residual import ADAPTER, base_weight, lora_layers
 from gradex.adapters.spec import AdapterSpec
 from gradex.data.tokens import IGNORED, Batch, Family
@@ -87,23 +86,13 @@ def input_components(model: nn.Module, beginning: Beginning, *, most: int) -> di
         name: Components(min(most, *base_weight(layer).shape), seed=beginning.seed)
         for name, layer in lora_layers(model)
     }
-    was_training = model.training
-    model.eval()
-    with model.disable_adapter(), torch.no_grad():
+    layers, family = dict(lora_layers(model)), beginning.family
+    with in_eval_mode(model), model.disable_adapter(), torch.no_grad():
         for batch in beginning.batches:
-            batch = _told_apart(batch, beginning.family)
-            with _watched(model, found, _masks(batch, beginning.family)):
-                sample_objectives(model, batch, beginning.family)
-    model.train(was_training)
+            batch = dict(told_apart(batch, family))
+            with watching(layers, _adding(found, _masks(batch, family))):
+                sample_objectives(model, batch, family)
     return found
-
-
-def _told_apart(batch: Batch, family: Family) -> Batch:
-    """An encoder's tokens are told from a decoder's by their number."""
-    labels = batch["labels"]
-    if family != "seq2seq" or labels.shape != batch["input_ids"].shape:
-        return dict(batch)
-    return {**batch, "labels": torch.cat([labels, torch.full_like(labels[:, :1], IGNORED)], 1)}
 
 
 def _masks(batch: Batch, family: Family) -> list[Bool[Tensor, "sample token"]]:
@@ -124,31 +113,21 @@ def _chosen(inputs: Tensor, masks: Sequence[Tensor]) -> Float[Tensor, "row in"]:
     return inputs.flatten(0, -2).float()
 
 
-@contextmanager
-def _watched(
-    model: nn.Module, found: dict[str, Components], masks: Sequence[Tensor]
-) -> Iterator[None]:
-    """Within the block, every layer's inputs are added to its components. Queries, keys and values
-    are of one tensor: it is decomposed for the first of these, and theirs is the result."""
+def _adding(found: dict[str, Components], masks: Sequence[Tensor]) -> Note:
+    """Adds a layer's inputs to its components. Queries, keys and values are of one tensor: it is
+    decomposed for the first of these, and theirs is the result."""
     last: dict[str, Any] = {"inputs": None, "name": ""}
 
-    def see(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if args[0] is last["inputs"] and found[name].most == found[last["name"]].most:
+    def add(name: str, inputs: Tensor) -> None:
+        if inputs is last["inputs"] and found[name].most == found[last["name"]].most:
             found[name] = found[last["name"]]
             return
-        last.update(inputs=args[0], name=name)
-        rows = _chosen(args[0], masks)
+        last.update(inputs=inputs, name=name)
+        rows = _chosen(inputs, masks)
         if len(rows):
             found[name].add(rows)
 
-    handles = [
-        layer.register_forward_pre_hook(partial(see, name)) for name, layer in lora_layers(model)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return add
 
 
 def _require_filled(found: int, *, budget: int) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gradex.adapters.beginning import Beginning
 from gradex.adapters.inits import A_WEIGHT, Split, randomised_svd, split_off
+from gradex.adapters.inputs import in_eval_mode
 from gradex.adapters.residual import base_weight, lora_layers, take_out
 from gradex.adapters.spec import AdapterSpec
 from gradex.errors import GradexError
@@ -66,13 +67,15 @@ def weight_gradients(model: nn.Module, beginning: Beginning) -> dict[str, Float[
     """Layer -> the gradient of the mean loss of all rows by its base weight, as that is kept; in
     float32 on the CPU, so that the model's device holds that of one layer at a time."""
     rows = sum(len(batch["labels"]) for batch in beginning.batches)
-    was_training = model.training
-    model.eval()
-    with model.disable_adapter(), _gathered(model) as gradients, torch.enable_grad():
+    with (
+        in_eval_mode(model),
+        model.disable_adapter(),
+        _gathered(model) as gradients,
+        torch.enable_grad(),
+    ):
         for batch in beginning.batches:
             values, _ = sample_objectives(model, dict(batch), beginning.family)
             (values["loss"].sum() / rows).backward()
-    model.train(was_training)
     _require_sound(gradients)
     return gradients
 
