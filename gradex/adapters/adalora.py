@@ -21,11 +21,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gradex.adapters.rank_budget import Budget
-from gradex.adapters.residual import ADAPTER
+from gradex.adapters.residual import ADAPTER, WRAPPED
 from gradex.errors import GradexError
 
 PARTS = ("lora_A", "lora_E", "lora_B")
-ABOVE = "base_model.model."  # peft's patterns do without it
 
 
 def svd_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -34,7 +33,7 @@ def svd_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
     for name, module in model.named_modules():
         if isinstance(module, SVDLinear) and ADAPTER in module.lora_A:
-            yield name.removeprefix(ABOVE), module
+            yield name.removeprefix(WRAPPED), module
 
 
 def is_adalora(model: nn.Module) -> bool:

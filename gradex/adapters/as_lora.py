@@ -16,10 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradex.adapters.factors import Factors
-from gradex.adapters.residual import ADAPTER, TAKEN_A
+from gradex.adapters.residual import ADAPTER, TAKEN_A, WRAPPED
 from gradex.errors import GradexError
-
-PREFIX = "base_model.model."  # of names in a peft model
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -28,7 +26,7 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            yield name.removeprefix(PREFIX), module
+            yield name.removeprefix(WRAPPED), module
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradex.adapters.agreement import Agreement, answers, compare, probe
-from gradex.adapters.as_lora import PREFIX, adapted_layers, product_of, update_of
+from gradex.adapters.as_lora import adapted_layers, product_of, update_of
 from gradex.adapters.factors import Cut, Factors, Target, cut_matrix, cut_product
 from gradex.adapters.folder import (
     ADAPTER,
@@ -22,7 +22,9 @@ from gradex.adapters.folder import (
     load_all,
 )
 from gradex.adapters.foreign import load_with_initial, require_own_base, require_whole_base
+from gradex.adapters.halves import pair_keys
 from gradex.adapters.merge import class_names_of, require_changed_weights
+from gradex.adapters.residual import WRAPPED
 from gradex.errors import GradexError
 from gradex.models.encoding import on_best_device
 from gradex.models.load import Base, BaseSpec, load_base
@@ -117,8 +119,8 @@ def _write(
         raise GradexError(f"{adapter}: the adapter changes nothing; there is no LoRA to write")
     tensors = _other_tensors(adapter, model)
     for name, cut in cuts.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = _stored(cut.factors.a)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = _stored(cut.factors.b)
+        key_a, key_b = pair_keys(WRAPPED + name)
+        tensors |= {key_a: _stored(cut.factors.a), key_b: _stored(cut.factors.b)}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     layers = {name: cut.factors for name, cut in cuts.items()}
     settings = _settings(adapter, model, layers)
@@ -211,7 +213,7 @@ def _short_names(model: nn.Module, layers: Mapping[str, Factors]) -> list[str]:
 
 def _other_tensors(adapter: Path, model: nn.Module) -> dict[str, Tensor]:
     """What was saved whole beside the adapter: a classifier's head."""
-    names = [PREFIX + name for name, _ in adapted_layers(model)]
+    names = [WRAPPED + name for name, _ in adapted_layers(model)]
     saved = read_json(adapter / SETTINGS, SETTINGS_OF).get("modules_to_save") or []
     return {
         key: tensor

@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradex.adapters.folder import SETTINGS, SETTINGS_OF, WEIGHTS, WHOLE
+from gradex.adapters.halves import pair_keys
 from gradex.adapters.norm import Reduced, Rule, reduce_update
-from gradex.adapters.residual import ADAPTER, base_weight, lora_layers
+from gradex.adapters.residual import ADAPTER, WRAPPED, base_weight, lora_layers
 from gradex.errors import GradexError
 from gradex.records import read_json, write_json
 
 Scale = Literal["preserve", "authors"]
-PREFIX = "base_model.model."  # of a layer's name below peft's wrapper
 # Beginnings that leave the base as it was; after others peft changes it when the folder is loaded.
 HARMLESS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 OF_A_BEGINNING = ("eva_config", "corda_config", "lora_ga_config")
@@ -93,10 +93,10 @@ def reduce_adapter(
     alphas: dict[str, float] = {}
     for number, (name, layer) in enumerate(lora_layers(model)):
         found = _reduced(name, layer, tensors, rule, seed=seed + number)
-        short = name.removeprefix(PREFIX)
+        short = name.removeprefix(WRAPPED)
         lines.append(_line(short, layer, found))
         ranks[short], alphas[short] = found.rank, _alpha(layer, found.rank, scale)
-        tensors |= {_key(name, "A"): found.a, _key(name, "B"): found.b}
+        tensors |= dict(zip(pair_keys(name), (found.a, found.b), strict=True))
     if not lines:
         raise GradexError(f"{folder}: found no linear layer with LoRA matrices")
     out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _reduced(
         kind = type(layer.get_base_layer()).__name__
         raise GradexError(f"{name}: found a layer of the kind {kind}, expected a linear one with a "
                           "weight that is not quantised")  # fmt: skip
-    a, b = (tensors[_key(name, matrix)] for matrix in "AB")
+    a, b = (tensors[key] for key in pair_keys(name))
     try:
         with torch.no_grad():
             return reduce_update(
@@ -121,10 +121,6 @@ def _reduced(
             )
     except GradexError as error:
         raise GradexError(f"{name}: {error}") from None
-
-
-def _key(name: str, matrix: str) -> str:
-    return f"{name}.lora_{matrix}.weight"
 
 
 def _line(name: str, layer: Any, found: Reduced) -> ReducedLayer:
