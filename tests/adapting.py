@@ -62,7 +62,7 @@ def trained(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def losses(model, batch, family):
+def losses(model, batch, family="causal"):
     with torch.no_grad():
         return sample_objectives(model, dict(batch), family)[0]["loss"]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from adapting import shaken
 from torch import nn
 
 from gradex.adapters.attach import attach
@@ -21,21 +22,12 @@ def spec_of(kind: str, *, rank: int = 4) -> AdapterSpec:
     return AdapterSpec(kind=kind, rank=rank, alpha=6.0, options=parse_options(kind, []))
 
 
-def shake(model: nn.Module, size: float = 0.1) -> nn.Module:
-    """Every trained number moved."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += size * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
 def make_trained(
     folder: Path, place: Path, kind: str, batch: Mapping, *, labels: list[str] | None = None
 ) -> nn.Module:
     """A trained adapter of the kind on the base in `place`, which is exported to `folder`."""
     base = load_base(BaseSpec(str(place)), labels=labels)
-    model = shake(attach(base, spec_of(kind), seed=0, steps=4, batches=[batch]))
+    model = shaken(attach(base, spec_of(kind), seed=0, steps=4, batches=[batch]))
     export(model, folder, base_path=str(place), card=None)
     return model
 
@@ -50,7 +42,7 @@ def make_peft(
     model = get_peft_model(load_base(BaseSpec(str(place))).model, config)
     model.peft_config["default"].base_model_name_or_path = str(place)
     then(model)
-    shake(model)
+    shaken(model)
     model.save_pretrained(folder, save_embedding_layers=False)
     return model
 

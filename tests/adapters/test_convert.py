@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from adapting import shaken
 from safetensors.torch import load_file, save_file
 from trained_adapters import (
     FAMILIES,
@@ -17,7 +18,6 @@ from trained_adapters import (
     make_trained,
     plain,
     prune,
-    shake,
     spec_of,
 )
 
@@ -166,7 +166,7 @@ def pissa(model_folder):
     torch.manual_seed(0)
     model = peft.get_peft_model(plain(place).model, config)
     model.save_pretrained("begun", save_embedding_layers=False)
-    shake(model)
+    shaken(model)
     model.save_pretrained("trained", save_embedding_layers=False)
     wanted = logits(model)
     model.unload().save_pretrained("residual")

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from adapting import losses, shaken
 
 from gradex.adapters.attach import attach
 from gradex.adapters.folder import export, load, load_all, trained_lora
@@ -11,7 +12,6 @@ from gradex.adapters.residual import ADAPTER, base_weight, lora_layers, mark, ta
 from gradex.adapters.spec import AdapterSpec
 from gradex.errors import GradexError
 from gradex.models.load import BaseSpec, load_base
-from gradex.models.losses import sample_objectives
 
 FAMILIES = {"llama": "causal", "gpt2": "causal", "t5": "seq2seq"}
 FROM_BASE = [name for name, kind in KINDS.items() if kind.from_base]
@@ -30,20 +30,6 @@ def base(model_folder):
 def begun(base, batch, kind="milora"):
     spec = AdapterSpec(rank=RANK, alpha=ALPHA, kind=kind, options=parse_options(kind, []))
     return attach(base, spec, seed=0, batches=[batch])
-
-
-def shaken(model):
-    """The model with every trained number moved, as if it had been trained."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
-def losses(model, batch, family="causal"):
-    with torch.no_grad():
-        return sample_objectives(model, dict(batch), family)[0]["loss"]
 
 
 def weights(model):
