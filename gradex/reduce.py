@@ -55,7 +55,7 @@ class Config(TrustArguments):
     adapter: str | None = option(
         None, "an adapter folder, or the run that left it; default: finetune's newest run"
     )
-    model_name_or_path: str | None = option(
+    base: str | None = option(
         None, "the base model, where it lies elsewhere now; default: as the adapter names it"
     )
     step: float = option(0.1, "ranks that are tried lie this share of the rank apart")
@@ -104,7 +104,7 @@ def reduce(config: Config) -> Path:
     settings = require_lora(folder)
     tune = _fine_tune(run, config) if run else None
     spec = _base(config, folder, settings, tune)
-    config = replace(config, adapter=str(folder), model_name_or_path=spec.path)
+    config = replace(config, adapter=str(folder), base=spec.path)
     inputs = fingerprint(folder)
     with runs.start("reduce", config, output_dir=config.output_dir, inputs=inputs) as made:
         base, encoder = _loaded(spec, tune)
@@ -163,10 +163,10 @@ def _base(
     trust = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
     if tune:
         spec = base_spec(tune.chosen.recorded | trust)
-        return replace(spec, path=config.model_name_or_path or spec.path)
+        return replace(spec, path=config.base or spec.path)
     path = config.model_name_or_path or settings.get("base_model_name_or_path")
     if not path:
-        raise GradexError(f"{folder}: does not say which base it is of; say --model_name_or_path")
+        raise GradexError(f"{folder}: does not say which base it is of; say --base")
     return BaseSpec(str(path), **trust)
 
 

@@ -197,7 +197,7 @@ def test_results_of_a_fine_tune_that_cannot_be(workspace, damage):
 
 
 def test_a_base_that_is_another_is_refused(workspace, model_folder):
-    config = Config(model_name_or_path=str(model_folder("gpt2")))
+    config = Config(base=str(model_folder("gpt2")))
     with pytest.raises(GradexError, match="does not fit this base model"):
         reduce(config)
     shutil.copytree(workspace / "adapter", "bare")
@@ -205,5 +205,5 @@ def test_a_base_that_is_another_is_refused(workspace, model_folder):
     Path("bare/adapter_config.json").write_text(
         json.dumps(settings | {"base_model_name_or_path": None})
     )
-    with pytest.raises(GradexError, match="--model_name_or_path"):
-        reduce(replace(config, adapter="bare", model_name_or_path=None))
+    with pytest.raises(GradexError, match="--base"):
+        reduce(replace(config, adapter="bare", base=None))
