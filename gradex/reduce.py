@@ -164,7 +164,7 @@ def _base(
     if tune:
         spec = base_spec(tune.chosen.recorded | trust)
         return replace(spec, path=config.base or spec.path)
-    path = config.model_name_or_path or settings.get("base_model_name_or_path")
+    path = config.base or settings.get("base_model_name_or_path")
     if not path:
         raise GradexError(f"{folder}: does not say which base it is of; say --base")
     return BaseSpec(str(path), **trust)

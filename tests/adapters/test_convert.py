@@ -195,7 +195,7 @@ def begun_here(model_folder, toy_batch):
     save_initial(adapted, Path("begun"), tokenizer=base.tokenizer, base_path=str(place))
     residual = plain(Path("begun/model")).model
     model = peft.PeftModel.from_pretrained(residual, "begun/adapter", is_trainable=True)
-    shake(model).save_pretrained("trained", save_embedding_layers=False)
+    shaken(model).save_pretrained("trained", save_embedding_layers=False)
     return place, logits(model)
 
 

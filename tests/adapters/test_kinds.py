@@ -49,7 +49,7 @@ def test_settings_are_those_of_the_kind():
     [
         ("lora", "mini_r=2", "found with --adapter lora, but it is a setting of miss_mini"),
         ("lora", "gone=2", "lora has no settings of its own"),
-        ("miss_mini", "mini=2", "unknown setting of miss_mini 'mini'; known are: mini_r"),
+        ("miss_mini", "mini=2", "mini: no setting of miss_mini; known are: mini_r"),
         ("miss_mini", "mini_r=two", "expected mini_r=INT"),
     ],
 )
