@@ -106,7 +106,8 @@ def _row(kind: str) -> Row:
     runs = [Trained(**run) for run in found["runs"]]
     losses = [run.loss for run in runs]
     return kind, [
-        str(found["rank"]), f"{runs[0].count:,}", f"{found['rate']:g}", number(fmean(losses)),
+        "" if "lora_r" in KINDS[kind].unread else str(found["rank"]),
+        f"{runs[0].count:,}", f"{found['rate']:g}", number(fmean(losses)),
         number(stdev(losses)), number(fmean(run.forgotten for run in runs)),
         f"{fmean(run.seconds for run in runs):.1f}", f"{found['peak']:,.0f}",
     ]  # fmt: skip
