@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import skill_rows
 
 from gradex import meta_train as stage
 from gradex.adapters import folder as adapters
@@ -22,7 +23,6 @@ from gradex.training.early_stopping import Looking, SelectLoss, looking
 from gradex.training.fit import fit
 from gradex.training.module import FineTuner
 from gradex.training.recipe import Recipe
-from tests.conftest import skill_rows
 
 STEPS = 20
 

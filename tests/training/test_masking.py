@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import skill_rows
 from safetensors.torch import save_file
 from torch import nn
 
@@ -13,12 +14,11 @@ from gradex.data.tokens import Encoder, encode_all
 from gradex.errors import GradexError
 from gradex.models.load import BaseSpec, load_base
 from gradex.training import masking
-from gradex.training.begin import begin
+from gradex.training.begin import Start, begin
 from gradex.training.fit import fit
 from gradex.training.masking import Masking, masked_parameters, read_masks
 from gradex.training.module import FineTuner
 from gradex.training.recipe import Recipe
-from tests.conftest import skill_rows
 
 
 def parameters(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -38,7 +38,11 @@ def train(model_folder, tmp_path):
         adapter = AdapterSpec(rank=4, alpha=8.0, kind=kind)
         settings = {"max_steps": 6, "learning_rate": 1e-2, "batch_size": 4, "weight_decay": 0.3}
         recipe = Recipe(base=spec, adapter=adapter, **settings | more)
-        before = parameters(begin(recipe, load_base(spec), examples, encoder, folder=tmp_path))
+        begun = begin(
+            recipe, load_base(spec), start=Start(), examples=examples, encoder=encoder,
+            folder=tmp_path,
+        )  # fmt: skip
+        before = parameters(begun)
         masks = {n: m for n, p in before.items() if (m := mask(n, p)) is not None}
         model, _ = fit(
             recipe, load_base(spec), examples=examples, encoder=encoder, folder=tmp_path / name,
@@ -142,7 +146,7 @@ def model(model_folder, tmp_path):
     recipe = Recipe(base=spec, adapter=AdapterSpec(rank=4, alpha=8.0), **settings)
     base = load_base(spec)
     encoder = Encoder(base.tokenizer, family="causal", max_length=64)
-    return begin(recipe, base, [], encoder, folder=tmp_path)
+    return begin(recipe, base, start=Start(), examples=[], encoder=encoder, folder=tmp_path)
 
 
 def test_names_are_those_of_parameters_or_of_adapter_files(model):

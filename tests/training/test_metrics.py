@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+from conftest import skill_rows
 
 from gradex.adapters.spec import AdapterSpec
 from gradex.data.formats import to_row
@@ -19,7 +20,6 @@ from gradex.training.metrics import as_csv
 from gradex.training.module import FineTuner
 from gradex.training.optimizers import OptimizerSpec
 from gradex.training.recipe import Recipe
-from tests.conftest import skill_rows
 
 STEPS = 8
 
