@@ -261,7 +261,7 @@ def adapter(tmp_path):
     folder = tmp_path / "runs" / "meta_train" / "one" / "adapter"
     folder.mkdir(parents=True)
     (folder.parent / "config.yaml").write_text("stage: meta_train\n")
-    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     weights = 0.1 * np.random.default_rng(7).normal(size=PARAMS).astype(np.float32)
     tensors = {"q.lora_A.weight": weights[:20_000], "q.lora_B.weight": weights[20_000:]}
     tensors["head.weight"] = np.full(9, 100, np.float32)  # not of the adapter's norm
