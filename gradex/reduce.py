@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from gradex import runs
-from gradex.adapters.folder import SETTINGS, WHOLE, fingerprint, load_all
+from gradex.adapters.folder import fingerprint, load_all
 from gradex.adapters.norm import Method, Rule, Search
 from gradex.adapters.reduced import ReducedLayer, Scale, reduce_adapter, require_lora
 from gradex.adapters.residual import ADAPTER
@@ -39,6 +39,7 @@ from gradex.reporting.cards import adapter_card
 from gradex.reporting.csv_table import write_csv
 from gradex.reporting.outcomes import outcome
 from gradex.selection.chosen import Chosen, read_chosen
+from gradex.training.finished import find_adapter, find_finished
 from gradex.training.prepare import load_base_and_encoder, test_scores
 
 # What a fine-tune says of itself that holds for its reduced adapter, too.
@@ -100,10 +101,11 @@ class FineTune:
 
 def reduce(config: Config) -> Path:
     """Returns the run folder: adapter/, layers.csv, results.json, config.yaml."""
-    folder, run = _place(config.adapter)
-    settings = require_lora(folder)
+    folder = find_adapter(config.adapter)
+    require_lora(folder)
+    run = _run_of(folder)
     tune = _fine_tune(run, config) if run else None
-    spec = _base(config, folder, settings, tune)
+    spec = _base(config, folder, tune)
     config = replace(config, adapter=str(folder), base=spec.path)
     inputs = fingerprint(folder)
     with runs.start("reduce", config, output_dir=config.output_dir, inputs=inputs) as made:
@@ -125,22 +127,12 @@ def reduce(config: Config) -> Path:
     return made.path
 
 
-def _place(named: str | None) -> tuple[Path, Path | None]:
-    """The adapter's folder, and the run of finetune that it is of."""
-    place = Path(named) if named else runs.newest("finetune")
-    inside = place / "adapter"
-    folder = inside if inside.is_dir() else place
-    if (place / "adapters").is_dir():
-        raise GradexError(
-            f"--adapter {place}: found an ensemble, expected one adapter; name one of "
-            f"{place / 'adapters'}"
-        )
-    if not (folder / SETTINGS).exists() and not (folder / WHOLE).is_file():
-        raise GradexError(f"--adapter {place}: not an adapter folder (it has no {SETTINGS})")
-    run, tuned = folder.parent, False
-    if folder.name == "adapter" and (run / "config.yaml").is_file():
-        tuned = read_yaml(run / "config.yaml").get("stage") == "finetune"
-    return folder, run if tuned else None
+def _run_of(folder: Path) -> Path | None:
+    """The run of finetune that the adapter is of."""
+    run = folder.parent
+    if folder.name != "adapter" or not (run / "config.yaml").is_file():
+        return None
+    return run if read_yaml(run / "config.yaml").get("stage") == "finetune" else None
 
 
 def _fine_tune(run: Path, config: Config) -> FineTune:
@@ -157,17 +149,12 @@ def _fine_tune(run: Path, config: Config) -> FineTune:
     return FineTune(run, chosen, results)
 
 
-def _base(
-    config: Config, folder: Path, settings: Mapping[str, Any], tune: FineTune | None
-) -> BaseSpec:
+def _base(config: Config, folder: Path, tune: FineTune | None) -> BaseSpec:
+    if tune is None:
+        return find_finished(str(folder), base=config.base, trust=config).base
     trust = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
-    if tune:
-        spec = base_spec(tune.chosen.recorded | trust)
-        return replace(spec, path=config.base or spec.path)
-    path = config.base or settings.get("base_model_name_or_path")
-    if not path:
-        raise GradexError(f"{folder}: does not say which base it is of; say --base")
-    return BaseSpec(str(path), **trust)
+    spec = base_spec(tune.chosen.recorded | trust)
+    return replace(spec, path=config.base or spec.path)
 
 
 def _loaded(spec: BaseSpec, tune: FineTune | None) -> tuple[Base, Encoder | None]:

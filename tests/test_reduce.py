@@ -167,10 +167,11 @@ def test_flags_that_cannot_be(workspace):
 
 def test_places_that_hold_no_adapter(workspace):
     Path("ensemble/adapters/1").mkdir(parents=True)
+    Path("ensemble/ensemble.json").write_text("{}")
     for place, says in (
-        ("gone", "gone: not an adapter folder"),
-        ("tasks", "tasks: not an adapter folder"),
-        ("ensemble", "ensemble: found an ensemble.*ensemble/adapters"),
+        ("gone", "gone: neither an adapter's folder nor a finished run"),
+        ("tasks", "tasks: neither an adapter's folder nor a finished run"),
+        ("ensemble", "ensemble: an ensemble mixes .* in ensemble/adapters: 1"),
     ):
         with pytest.raises(GradexError, match=says):
             reduce(Config(adapter=place))
