@@ -77,6 +77,7 @@ def _content(
 ) -> dict[str, Any]:
     meta = _meta_run(store)
     tunes = _fine_tunes(selection)
+    chosen = [results for _, results in tunes if _kind(selection, results) == CHOSEN]
     reduced = reduced_of([path for path, t in tunes if _kind(selection, t) == CHOSEN])
     record = read_json(meta / "sources.json", "a meta run's sources") if meta else {}
     calibrations = _calibrations(place, places["verify"])
@@ -91,6 +92,7 @@ def _content(
         "title": f"Sources for {selection.target}",
         "target": selection.target,
         "base": selection.base["model_name_or_path"],
+        "adapter": _adapters(store, chosen),
         "n_sources": selection.n_sources,
         "selection": {
             "method": selection.method,
@@ -114,7 +116,7 @@ def _content(
         },
         "ensemble": ensemble and ensemble[1],
         "sources": [_source_row(store, name, selection, record) for name in store.sources],
-        "ranks": _ranks([results for _, results in tunes if _kind(selection, results) == CHOSEN]),
+        "ranks": _ranks(chosen),
         "curves": _curves(meta, [p for p, t in tunes if _kind(selection, t) == CHOSEN]),
         "warnings": record.get("notes", []),
         "stages": [_stage(path) for path in stages if path],
@@ -224,6 +226,12 @@ def _curves(meta: Path | None, tunes: Sequence[Path]) -> list[dict[str, Any]]:
         losses = read_json(folder / "curve.json", "a loss curve")["loss"]
         curves.append({"name": name, "steps": list(range(1, len(losses) + 1)), "loss": losses})
     return curves
+
+
+def _adapters(store: GradientStore, tunes: Sequence[dict[str, Any]]) -> dict[str, str | None]:
+    """The kind that was meta-trained, and that of the fine-tunes on the choice."""
+    tuned = tunes[0]["recipe"].get("adapter") if tunes else None
+    return {"meta": store.recorded_settings()["adapter"], "tuned": tuned}
 
 
 def _ranks(tunes: Sequence[dict[str, Any]]) -> dict[str, Any]:

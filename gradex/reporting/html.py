@@ -77,6 +77,7 @@ def _facts(report: dict) -> dict[str, str | None]:
     return {
         "Target": report.get("target"),
         "Base model": report.get("base"),
+        "Adapter": sentences.adapter(report.get("adapter") or {}),
         "Selection": method.replace("_", " "),
         "Made": _moment(report.get("created") or ""),
     }

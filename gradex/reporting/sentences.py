@@ -248,6 +248,14 @@ def _seeds(chosen: dict, rivals: list[dict]) -> str:
     return f"mean of {counts.pop()} seeds" if len(counts) == 1 else "means over seeds"
 
 
+def adapter(kinds: dict) -> str | None:
+    """The kind of the fine-tune, and of the meta-training where that is another."""
+    meta, tuned = kinds.get("meta"), kinds.get("tuned")
+    if not tuned or tuned == meta:
+        return tuned or meta
+    return f"{tuned}; meta-training: {meta}"
+
+
 def plural(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
 

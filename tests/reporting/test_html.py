@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gradex.reporting import sentences
 from gradex.reporting.html import render, write_report
 
 HOSTILE = '<script>alert("1")</script>'
@@ -310,3 +311,16 @@ def test_dozens_of_targets_show_twelve_panels_and_every_row(report: dict) -> Non
     assert 'id="estimate-1-title">sort:' in text
     assert "the table has all 31" in text
     assert all(f'scope="row">t{i}<' in text for i in range(30))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ({"meta": "lora", "tuned": None}, "lora"),
+        ({"meta": "milora", "tuned": "milora"}, "milora"),
+        ({"meta": "lora", "tuned": "full"}, "full; meta-training: lora"),
+        ({}, None),
+    ],
+)
+def test_the_adapters_kind_is_told(kinds, told):
+    assert sentences.adapter(kinds) == told
