@@ -69,12 +69,19 @@ class Target:
         return there
 
 
+def product_svd(
+    a: Float[Tensor, "rank in"], b: Float[Tensor, "out rank"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S and V^T of B A, by the decomposition above, in the precision of the two."""
+    qb, rb = torch.linalg.qr(b)
+    qa, ra = torch.linalg.qr(a.T)
+    u, s, vh = torch.linalg.svd(rb @ ra.T, full_matrices=False)
+    return qb @ u, s, vh @ qa.T
+
+
 def cut_product(factors: Factors, target: Target) -> Cut:
-    """By the decomposition above, in float64."""
-    qb, rb = torch.linalg.qr(factors.b.double())
-    qa, ra = torch.linalg.qr(factors.a.double().T)
-    u, s, vh = torch.linalg.svd(factors.scale * rb @ ra.T, full_matrices=False)
-    return _cut(qb @ u, s, vh @ qa.T, target)
+    """In float64."""
+    return _cut(*product_svd(factors.a.double(), factors.scale * factors.b.double()), target)
 
 
 def cut_matrix(update: Float[Tensor, "out in"], target: Target) -> Cut:

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradex.adapters.factors import product_svd
 from gradex.errors import GradexError
 
 Search = Literal["exact", "random"]
@@ -134,12 +135,9 @@ def candidate_ranks(rank: int, *, step: float, range_start: int) -> list[int]:
 
 
 def components_of(a: Float[Tensor, "rank in"], b: Float[Tensor, "out rank"]) -> Components:
-    """The singular components of B A, by those of a rank x rank matrix; of values that are
-    rounding, zero."""
-    q_b, r_b = torch.linalg.qr(b)
-    q_a, r_a = torch.linalg.qr(a.T)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    return Components(q_b @ u, s.where(s > NEGLIGIBLE * s[0], 0), vh @ q_a.T)
+    """The singular components of B A; of values that are rounding, zero."""
+    u, s, vh = product_svd(a, b)
+    return Components(u, s.where(s > NEGLIGIBLE * s[0], 0), vh)
 
 
 def left_space(weight: Float[Tensor, "out in"], size: int) -> Float[Tensor, "out main"]:
