@@ -25,7 +25,7 @@ from gradex.adapters.foreign import load_with_initial, require_own_base, require
 from gradex.adapters.halves import pair_keys
 from gradex.adapters.merge import class_names_of, require_changed_weights
 from gradex.adapters.residual import WRAPPED
-from gradex.errors import GradexError
+from gradex.errors import GradexError, first_line
 from gradex.models.encoding import on_best_device
 from gradex.models.load import Base, BaseSpec, load_base
 from gradex.records import read_json, write_json
@@ -171,9 +171,10 @@ def _update(layer: Any, kind: str, *, name: str) -> Tensor:
     try:
         return update_of(layer, name=name)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        # What peft's types that have no change of weights to tell of answer with.
         raise GradexError(
             f"{name}: an adapter of the type {kind} is no change of weights that a LoRA could make;"
-            f" use it with peft on its base ({error})"
+            f" use it with peft on its base ({first_line(error)})"
         ) from None
 
 

@@ -17,7 +17,7 @@ from gradex.adapters.folder import (
     require_adapter,
 )
 from gradex.adapters.foreign import require_own_base
-from gradex.errors import GradexError
+from gradex.errors import GradexError, first_line
 from gradex.models.encoding import on_best_device
 from gradex.models.load import Base, BaseSpec, load_base
 from gradex.records import read_json
@@ -57,7 +57,10 @@ def require_changed_weights(adapter: Path) -> None:
     kind = read_json(adapter / SETTINGS, SETTINGS_OF).get("peft_type")
     config = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)
     if config is not None and issubclass(config, PromptLearningConfig):
-        raise _no_change_of_weights(adapter, kind)
+        raise GradexError(
+            f"{adapter}: it cannot be merged or converted: it changes no weights of the base, its "
+            f"type is {kind}; use it with peft on its base"
+        )
 
 
 def merged(model: nn.Module, adapter: Path) -> nn.Module:
@@ -68,15 +71,12 @@ def merged(model: nn.Module, adapter: Path) -> nn.Module:
         # Not on the wrapper, which hands on whatever the model below it has.
         return type(model.base_model).merge_and_unload(model.base_model)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        # What peft's types without a merge, or with one for some layers alone, answer with.
         kind = model.peft_config[ADAPTER].peft_type.value
-        raise _no_change_of_weights(adapter, f"{kind} ({error})") from None
-
-
-def _no_change_of_weights(adapter: Path, kind: str) -> GradexError:
-    return GradexError(
-        f"{adapter}: it cannot be merged or converted: it changes no weights of the base, its type "
-        f"is {kind}; use it with peft on its base"
-    )
+        raise GradexError(
+            f"{adapter}: it cannot be merged into its base: its type is {kind}, of which peft says "
+            f"'{first_line(error)}'; use it with peft on its base"
+        ) from None
 
 
 def class_names_of(adapter: Path) -> list[str] | None:
